@@ -1,0 +1,39 @@
+#include "core/log.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "core/record.h"
+
+namespace picotron::log {
+namespace {
+
+int speaking_rank() {
+  const record::Recorder* recorder = record::current();
+  return recorder == nullptr ? 0 : recorder->global_rank();
+}
+
+// One write per line: lines of ranks that share a terminal do not mix.
+void write_line(std::FILE* stream, const std::string& line) {
+  std::fwrite(line.data(), 1, line.size(), stream);
+  std::fflush(stream);
+}
+
+}  // namespace
+
+void print(std::string_view text) {
+  if (speaking_rank() == 0) write_line(stdout, fmt::format("{}\n", text));
+}
+
+void warn(std::string_view sentence) {
+  if (speaking_rank() == 0) write_line(stderr, fmt::format("warning: {}\n", sentence));
+}
+
+void error(std::string_view sentence) {
+  const int rank = speaking_rank();
+  const std::string prefix = rank == 0 ? "" : fmt::format("[rank {}] ", rank);
+  write_line(stderr, fmt::format("{}error: {}\n", prefix, sentence));
+}
+
+}  // namespace picotron::log
