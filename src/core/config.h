@@ -33,7 +33,7 @@ enum class Balance { layers, flops };
 enum class Ranks { processes, threads };
 enum class DType { float64, float32, bfloat16 };
 enum class Init { normal, reference };
-enum class Optimizer { adamw, sgd };
+enum class OptimizerKind { adamw, sgd };
 enum class Recompute { none, selective, full };
 enum class LrSchedule { constant, cosine, wsd };
 enum class WeightDecayOn { all, matrices };
@@ -45,20 +45,20 @@ std::string_view to_string(Balance value);
 std::string_view to_string(Ranks value);
 std::string_view to_string(DType value);
 std::string_view to_string(Init value);
-std::string_view to_string(Optimizer value);
+std::string_view to_string(OptimizerKind value);
 std::string_view to_string(Recompute value);
 std::string_view to_string(LrSchedule value);
 std::string_view to_string(WeightDecayOn value);
 std::string_view to_string(Resume value);
 
 // "rope_scaling" as a Hugging Face config.json has it; rope_type "llama3" or "default".
-struct RopeScaling {
+struct RopeScalingKeys {
   std::string rope_type = "llama3";
   double factor = 8;
   double low_freq_factor = 1;
   double high_freq_factor = 4;
   int64_t original_max_position_embeddings = 8192;
-  bool operator==(const RopeScaling&) const = default;
+  bool operator==(const RopeScalingKeys&) const = default;
 };
 
 struct Distributed {
@@ -87,7 +87,7 @@ struct ModelKeys {
   std::optional<int64_t> hidden_size, intermediate_size, vocab_size, max_position_embeddings,
       head_dim;
   std::optional<double> rms_norm_eps, rope_theta, initializer_range;
-  std::optional<RopeScaling> rope_scaling;
+  std::optional<RopeScalingKeys> rope_scaling;
   std::optional<bool> attention_bias, mlp_bias, tie_word_embeddings;
   bool use_flash_attention = true;
   bool use_fused_adam = true;
@@ -106,7 +106,7 @@ struct Training {
   std::optional<int64_t>
       global_batch_size;  // sequences; use the function global_batch_size(config)
   double grad_clip = 0;   // 0: off
-  Optimizer optimizer = Optimizer::adamw;
+  OptimizerKind optimizer = OptimizerKind::adamw;
   Recompute recompute = Recompute::none;
   LrSchedule lr_schedule = LrSchedule::constant;
   int64_t warmup_steps = 0;

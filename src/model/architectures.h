@@ -38,7 +38,7 @@ struct LlamaConfig {
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;
   double initializer_range = 0.02;
-  std::optional<kernels::RopeScaling> rope_scaling;  // Llama 3; absent: plain RoPE
+  std::optional<RopeScaling> rope_scaling;  // Llama 3; absent: plain RoPE
   bool tie_word_embeddings = false;                  // the head is the embedding
   bool attention_bias = false;                       // on q, k, v and o
   bool mlp_bias = false;                             // on gate, up and down
