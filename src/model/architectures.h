@@ -39,9 +39,9 @@ struct LlamaConfig {
   double rope_theta = 10000.0;
   double initializer_range = 0.02;
   std::optional<RopeScaling> rope_scaling;  // Llama 3; absent: plain RoPE
-  bool tie_word_embeddings = false;                  // the head is the embedding
-  bool attention_bias = false;                       // on q, k, v and o
-  bool mlp_bias = false;                             // on gate, up and down
+  bool tie_word_embeddings = false;         // the head is the embedding
+  bool attention_bias = false;              // on q, k, v and o
+  bool mlp_bias = false;                    // on gate, up and down
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> eos_token_id;  // the first one, where the file lists several
 };
