@@ -33,7 +33,7 @@ enum class Balance { layers, flops };
 enum class Ranks { processes, threads };
 enum class DType { float64, float32, bfloat16 };
 enum class Init { normal, reference };
-enum class Optimizer { adamw, sgd };
+enum class OptimizerKind { adamw, sgd };
 enum class Recompute { none, selective, full };
 enum class LrSchedule { constant, cosine, wsd };
 enum class WeightDecayOn { all, matrices };
@@ -45,7 +45,7 @@ std::string_view to_string(Balance value);
 std::string_view to_string(Ranks value);
 std::string_view to_string(DType value);
 std::string_view to_string(Init value);
-std::string_view to_string(Optimizer value);
+std::string_view to_string(OptimizerKind value);
 std::string_view to_string(Recompute value);
 std::string_view to_string(LrSchedule value);
 std::string_view to_string(WeightDecayOn value);
@@ -106,7 +106,7 @@ struct Training {
   std::optional<int64_t>
       global_batch_size;  // sequences; use the function global_batch_size(config)
   double grad_clip = 0;   // 0: off
-  Optimizer optimizer = Optimizer::adamw;
+  OptimizerKind optimizer = OptimizerKind::adamw;
   Recompute recompute = Recompute::none;
   LrSchedule lr_schedule = LrSchedule::constant;
   int64_t warmup_steps = 0;

@@ -17,7 +17,8 @@ int64_t now_ns() {
 }  // namespace
 
 const char* name_of(Axis axis) {
-  constexpr std::array<const char*, kAxes> names = {"none", "tp", "cp", "pp", "dp", "dp_cp", "world"};
+  constexpr std::array<const char*, kAxes> names = {"none", "tp",    "cp",   "pp",
+                                                    "dp",   "dp_cp", "world"};
   return names[static_cast<size_t>(axis)];
 }
 
@@ -64,10 +65,16 @@ double Recorder::product_flops() const {
   return flops_;
 }
 
-Recorder* current() { return this_rank; }
+Recorder* current() {
+  return this_rank;
+}
 
-Attach::Attach(Recorder* recorder) : before_(this_rank) { this_rank = recorder; }
-Attach::~Attach() { this_rank = before_; }
+Attach::Attach(Recorder* recorder) : before_(this_rank) {
+  this_rank = recorder;
+}
+Attach::~Attach() {
+  this_rank = before_;
+}
 
 Scope::Scope(Entry entry, std::source_location at) : recorder_(this_rank) {
   if (recorder_ == nullptr) return;

@@ -4,9 +4,10 @@
 //
 //     global_rank = ((dp · pp_size + pp) · cp_size + cp) · tp_size + tp
 //
-// A Group is a set of ranks that communicate, seen from one of its members. A group of size 1 has no backend and its
-// collectives are no-ops (dist/collectives.h), so no caller ever asks `if (tp_size == 1)`. Groups are RAII and passed
-// to whoever needs them; there is no global. Read next: dist/collectives.h.
+// A Group is a set of ranks that communicate, seen from one of its members. A group of size 1 has
+// no backend and its collectives are no-ops (dist/collectives.h), so no caller ever asks `if
+// (tp_size == 1)`. Groups are RAII and passed to whoever needs them; there is no global. Read next:
+// dist/collectives.h.
 #pragma once
 #include <c10/util/intrusive_ptr.h>
 
@@ -32,8 +33,8 @@ struct AxisSizes {
 
 struct Group {
   record::Axis axis = record::Axis::none;
-  std::vector<int> global_ranks = {0};  // members in order of their rank in the group
-  int rank = 0;                         // mine in the group
+  std::vector<int> global_ranks = {0};     // members in order of their rank in the group
+  int rank = 0;                            // mine in the group
   std::shared_ptr<c10d::Backend> backend;  // null where size() == 1
   int size() const { return static_cast<int>(global_ranks.size()); }
 };
@@ -58,9 +59,10 @@ struct Rendezvous {
   std::chrono::milliseconds timeout{600'000};
 };
 
-// Creates every group of this rank. Every rank of the world must call it with equal sizes and order.
-// Throws UserError if sizes.world() != rendezvous.world_size, RunError if a peer does not come in time.
-// `mesh_order`: axis names, outermost first, as in the config ("dp-pp-cp-tp").
-Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const std::string& mesh_order = "dp-pp-cp-tp");
+// Creates every group of this rank. Every rank of the world must call it with equal sizes and
+// order. Throws UserError if sizes.world() != rendezvous.world_size, RunError if a peer does not
+// come in time. `mesh_order`: axis names, outermost first, as in the config ("dp-pp-cp-tp").
+Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
+               const std::string& mesh_order = "dp-pp-cp-tp");
 
 }  // namespace picotron
