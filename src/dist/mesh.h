@@ -70,11 +70,11 @@ using BackendFactory = std::function<c10::intrusive_ptr<c10d::Backend>(const Bac
 struct Rendezvous {
   int global_rank = 0;
   int world_size = 1;
-  c10::intrusive_ptr<c10d::Store> store;
+  c10::intrusive_ptr<c10d::Store> store = {};
   std::string address = "127.0.0.1";  // by which the other ranks reach this one
   std::chrono::milliseconds timeout{600'000};
-  BackendFactory backend;                // empty: Gloo on `address`
-  std::shared_ptr<Heartbeat> heartbeat;  // null: errors of a group name no rank
+  BackendFactory backend = {};                // empty: Gloo on `address`
+  std::shared_ptr<Heartbeat> heartbeat = {};  // null: errors of a group name no rank
 };
 
 // The mesh with coordinates swapped for a rank and back. `mesh_order` names the axes, outermost
