@@ -1,9 +1,9 @@
 // Collectives: the only caller of c10d's process groups. What every rank of a group does together.
 //
-//   all_reduce      every rank ends with the sum of all                        x_r ← Σ_s x_s
-//   reduce_scatter  rank r ends with part r of the sum                         y_r ← Σ_s x_s[part
-//   r] all_gather      every rank ends with all parts, in rank order              y   ← concat_s
-//   x_s broadcast       every rank ends with the root's
+//   all_reduce      every rank ends with the sum of all                  x_r ← Σ_s x_s
+//   reduce_scatter  rank r ends with part r of the sum                   y_r ← Σ_s x_s[part r]
+//   all_gather      every rank ends with all parts, in rank order        y   ← concat_s x_s
+//   broadcast       every rank ends with the root's
 //
 // A group of size 1 makes each a no-op, inside the operation. Each starts at once, goes on in the
 // background (dist/channel.h) and returns a Work, which holds its tensors; wait() before touching
