@@ -6,7 +6,7 @@
 #include "core/error.h"
 #include "core/record.h"
 
-namespace picotron::kernels {
+namespace picotron {
 namespace {
 
 // Two products forward, five backward, of 2·seq·key_seq·head_dim each; half of it under a causal
@@ -42,4 +42,4 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
   return {dq, dk, dv};
 }
 
-}  // namespace picotron::kernels
+}  // namespace picotron

@@ -14,7 +14,7 @@
 
 #include <source_location>
 
-namespace picotron::kernels {
+namespace picotron {
 
 struct AttentionOutput {
   at::Tensor
@@ -38,4 +38,4 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
                                       const AttentionOutput& saved, bool causal, double scale,
                                       std::source_location at = std::source_location::current());
 
-}  // namespace picotron::kernels
+}  // namespace picotron

@@ -10,7 +10,7 @@
 #include "core/error.h"
 #include "core/record.h"
 
-namespace picotron::kernels {
+namespace picotron {
 namespace {
 
 // LibTorch ships newer oneDNN headers without exporting the functions; these must be the ones of
@@ -131,4 +131,4 @@ bool cpu_has_fast_bfloat16() {
   return __builtin_cpu_supports("avx512bf16") != 0;  // every CPU with AMX has it too
 }
 
-}  // namespace picotron::kernels
+}  // namespace picotron

@@ -15,7 +15,7 @@
 
 #include <source_location>
 
-namespace picotron::kernels {
+namespace picotron {
 
 using At = std::source_location;
 
@@ -38,4 +38,4 @@ double measure_product_rate(at::ScalarType dtype);
 // bf16 is faster than fp32 here (AVX512-BF16 or AMX).
 bool cpu_has_fast_bfloat16();
 
-}  // namespace picotron::kernels
+}  // namespace picotron

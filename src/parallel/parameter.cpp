@@ -33,7 +33,10 @@ int64_t Parameter::numel() const {
 
 Weight* Parameters::declare(std::vector<Parameter> side_by_side) {
   check(!flat_.defined(), "parameters are declared before they are allocated");
-  Weight weight{.first = list_.size(), .count = side_by_side.size(), .offset = flat_numel_};
+  Weight weight{.index = weights_.size(),
+                .first = list_.size(),
+                .count = side_by_side.size(),
+                .offset = flat_numel_};
   for (Parameter& parameter : side_by_side) {
     check(side_by_side[0].full_shape.size() == parameter.full_shape.size(),
           "neighbours have equal ranks");

@@ -54,6 +54,7 @@ struct Parameter {
 };
 
 struct Weight {
+  size_t index = 0;             // in Parameters::weights
   size_t first = 0, count = 0;  // its Parameters in Parameters::list
   int uses = 1;                 // gradient contributions per microbatch (a tied embedding has two)
   int64_t offset = 0, numel = 0;
