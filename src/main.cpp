@@ -10,22 +10,29 @@
 namespace {
 
 constexpr picotron::Command kCommands[] = {
-    {"train", "train a model: --config FILE, or short flags, or nothing at all", picotron::train_command},
+    {"train", "train a model: --config FILE, or short flags, or nothing at all",
+     picotron::train_command},
     {"generate", "let a trained model write", picotron::generate_command},
     {"create-config", "write a config.json from flags", picotron::create_config_command},
-    {"config", "explain the keys of a configuration, or print one in full", picotron::config_command},
+    {"config", "explain the keys of a configuration, or print one in full",
+     picotron::config_command},
     {"export", "write a checkpoint as a Hugging Face folder", picotron::export_command},
-    {"bench", "measure training speed against the machine's own matrix products", picotron::bench_command},
+    {"bench", "measure training speed against the machine's own matrix products",
+     picotron::bench_command},
 };
 
 void print_help() {
-  std::puts("picotron: pre-trains Llama-like language models with 4D parallelism\n\nusage: picotron COMMAND [--help]\n");
-  for (const picotron::Command& command : kCommands) std::printf("  %-14s %s\n", command.name, command.summary);
+  std::puts(
+      "picotron: pre-trains Llama-like language models with 4D parallelism\n\nusage: picotron "
+      "COMMAND [--help]\n");
+  for (const picotron::Command& command : kCommands)
+    std::printf("  %-14s %s\n", command.name, command.summary);
 }
 
 int run(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
-  if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h" || arguments[0] == "help") {
+  if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h" ||
+      arguments[0] == "help") {
     print_help();
     return arguments.empty() ? 2 : 0;
   }
