@@ -13,7 +13,11 @@ struct Command {
   int (*run)(const std::vector<std::string>& arguments);
 };
 
+int bench_command(const std::vector<std::string>& arguments);
 int config_command(const std::vector<std::string>& arguments);
 int create_config_command(const std::vector<std::string>& arguments);
+int export_command(const std::vector<std::string>& arguments);
+int generate_command(const std::vector<std::string>& arguments);
+int train_command(const std::vector<std::string>& arguments);
 
 }  // namespace picotron
