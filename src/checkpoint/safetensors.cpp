@@ -64,7 +64,6 @@ template <class... Args>
 // Absent when the size in bytes does not fit, or does not fill whole bytes.
 std::optional<int64_t> byte_size(StoredType type, const std::vector<int64_t>& shape) {
   int64_t bits = info_of(type).bits;
-  // A zero anywhere makes the product zero, but the others must not overflow on the way there.
   for (const int64_t size : shape) {
     if (__builtin_mul_overflow(bits, size, &bits)) return std::nullopt;
   }
@@ -303,7 +302,9 @@ std::map<std::string, std::string> read_index(const fs::path& file) {
 }  // namespace
 
 bool SafetensorsFolder::has_weights(const fs::path& folder) {
-  return fs::is_regular_file(folder / kSingleFile) || fs::is_regular_file(folder / kIndexFile);
+  std::error_code unreadable;  // the same as absent
+  return fs::is_regular_file(folder / kSingleFile, unreadable) ||
+         fs::is_regular_file(folder / kIndexFile, unreadable);
 }
 
 SafetensorsFolder::SafetensorsFolder(const fs::path& folder) {
@@ -311,7 +312,8 @@ SafetensorsFolder::SafetensorsFolder(const fs::path& folder) {
     throw user_error("{} holds neither {} nor {}; give a folder of weights in safetensors",
                      folder.string(), kSingleFile, kIndexFile);
   }
-  if (fs::is_regular_file(folder / kSingleFile)) {
+  std::error_code ignored;
+  if (fs::is_regular_file(folder / kSingleFile, ignored)) {
     files_.emplace_back(folder / kSingleFile);
     tensors_ = files_.back().tensors();
     for (const auto& [name, tensor] : tensors_) file_of_.emplace(name, folder / kSingleFile);
@@ -323,7 +325,7 @@ SafetensorsFolder::SafetensorsFolder(const fs::path& folder) {
   files_.reserve(shard_of.size());  // pointers into it stay good
   for (const auto& [name, shard] : shard_of) {
     if (!opened.contains(shard)) {
-      if (!fs::exists(folder / shard)) {
+      if (!fs::exists(folder / shard, ignored)) {
         throw user_error("{} puts tensor \"{}\" in {}, which is not there; download it too",
                          index.string(), name, (folder / shard).string());
       }

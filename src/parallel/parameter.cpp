@@ -45,6 +45,7 @@ Weight* Parameters::declare(std::vector<Parameter> side_by_side) {
     list_.push_back(std::move(parameter));
   }
   flat_numel_ = (weight.offset + weight.numel + kAlignment - 1) / kAlignment * kAlignment;
+  weight.end = flat_numel_;
   return &weights_.emplace_back(weight);
 }
 

@@ -44,6 +44,7 @@ struct Parameter {
   std::vector<int64_t> full_shape;  // of the whole, unsharded tensor
   Shard shard;
   Role role = Role::linear;
+  int64_t fan_in = 0;  // inputs of the layer it belongs to, the whole of it: for initial values
   bool counts_in_norm =
       true;  // of the ranks that hold the same elements, one counts them in the global norm
   int64_t offset = 0;   // of its first element in the flat buffers
@@ -57,9 +58,10 @@ struct Weight {
   size_t index = 0;             // in Parameters::weights
   size_t first = 0, count = 0;  // its Parameters in Parameters::list
   int uses = 1;                 // gradient contributions per microbatch (a tied embedding has two)
-  int64_t offset = 0, numel = 0;
-  at::Tensor value;     // [Σ rows, columns] or [Σ rows]
-  at::Tensor gradient;  // same shape, set by Gradients
+  int64_t offset = 0, numel = 0;  // in the flat buffers
+  int64_t end = 0;                // where the next Weight begins: offset + numel + padding
+  at::Tensor value;               // [Σ rows, columns] or [Σ rows]
+  at::Tensor gradient;            // same shape, set by Gradients
 };
 
 // The parameters of one rank. Declared by the model in forward order, then allocated once.

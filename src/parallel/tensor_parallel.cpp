@@ -20,11 +20,13 @@ void accumulate_bias(const Weight* bias, const at::Tensor& dy, Gradients& gradie
   gradients.contributed(*bias);
 }
 
-Parameter bias_of(const std::string& name, int64_t size, Shard shard, bool counts_in_norm) {
+Parameter bias_of(const std::string& name, int64_t size, int64_t fan_in, Shard shard,
+                  bool counts_in_norm) {
   return {.name = name + ".bias",
           .full_shape = {size},
           .shard = shard,
           .role = Role::bias,
+          .fan_in = fan_in,
           .counts_in_norm = counts_in_norm};
 }
 
@@ -42,8 +44,9 @@ ColumnParallelLinear ColumnParallelLinear::declare(Parameters& parameters,
   for (const auto& [name, size] : outputs) {
     weights.push_back({.name = prefix + name + ".weight",
                        .full_shape = {size, in},
-                       .shard = shard_of(0, size, tp)});
-    biases.push_back(bias_of(prefix + name, size, shard_of(0, size, tp), true));
+                       .shard = shard_of(0, size, tp),
+                       .fan_in = in});
+    biases.push_back(bias_of(prefix + name, size, in, shard_of(0, size, tp), true));
   }
   Weight* weight = parameters.declare(std::move(weights));
   return {weight, has_bias ? parameters.declare(std::move(biases)) : nullptr, &tp};
@@ -68,11 +71,14 @@ at::Tensor ColumnParallelLinear::backward(const at::Tensor& dy, const at::Tensor
 RowParallelLinear RowParallelLinear::declare(Parameters& parameters, const std::string& name,
                                              int64_t out, int64_t in, bool has_bias,
                                              const Group& tp) {
-  Weight* weight = parameters.declare(
-      {{.name = name + ".weight", .full_shape = {out, in}, .shard = shard_of(1, in, tp)}});
+  Weight* weight = parameters.declare({{.name = name + ".weight",
+                                        .full_shape = {out, in},
+                                        .shard = shard_of(1, in, tp),
+                                        .fan_in = in}});
   const bool counts = tp.rank == 0;  // every rank holds the whole bias
   return {weight,
-          has_bias ? parameters.declare({bias_of(name, out, {0, 0, out}, counts)}) : nullptr, &tp};
+          has_bias ? parameters.declare({bias_of(name, out, in, {0, 0, out}, counts)}) : nullptr,
+          &tp};
 }
 
 at::Tensor RowParallelLinear::forward(const at::Tensor& x) const {
