@@ -182,17 +182,24 @@ struct Override {
       "--" + key;  // what the person typed, for messages (a short flag may stand for it)
 };
 
+// Which spellings of a key a command takes: --distributed.dp_size, or also --dp as the reference's
+// create_config spells it.
+enum class Flags { dotted, dotted_and_short };
+
 // Moves every `--section.key value` and `--section.key=value` out of `arguments`, leaving the rest
-// in order. A bare
-// `--section.key` is true where the key is a boolean. Unknown dotted keys throw UserError with the
-// nearest known one.
-std::vector<Override> take_overrides(std::vector<std::string>& arguments);
+// in order. A bare `--section.key` is true where the key is a boolean. An unknown dotted key throws
+// UserError with the nearest known one.
+std::vector<Override> take_overrides(std::vector<std::string>& arguments,
+                                     Flags flags = Flags::dotted);
 
 // Read, lay over configs/stories.json where it names neither model nor data set, override, check.
-// All throw UserError. `path` empty: no file, as if it were `{}`.
+// Naming model.name, model.init_from or dataset.name in an override counts as naming it in the
+// file. All throw UserError.
 Config load_config(const std::string& path, std::span<const Override> overrides = {});
 Config parse_config(std::string_view text, const std::string& name,
                     std::span<const Override> overrides = {});
+// No file: what the flags alone say, with create_config's own defaults.
+Config config_from_flags(std::span<const Override> overrides);
 
 // What can be known from the config alone: sizes that divide, values that exclude each other,
 // features not built. Every reason at once. Called by load_config and parse_config.
@@ -223,7 +230,7 @@ std::string_view stories_json();  // configs/stories.json as it was when the pro
 
 // The table, for tests that walk it.
 struct FieldInfo {
-  std::string section, key, type, default_text, range, description;
+  std::string section, key, type, default_text, requirement, description, flag;
   bool in_reference = false;
   bool built = true;
 };

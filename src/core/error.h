@@ -9,6 +9,7 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace picotron {
 
@@ -31,6 +32,11 @@ template <class... Args>
 template <class... Args>
 [[nodiscard]] RunError run_error(fmt::format_string<Args...> format, Args&&... args) {
   return RunError(fmt::format(format, std::forward<Args>(args)...));
+}
+
+// LibTorch's errors carry a stack trace below their first line.
+inline std::string first_line(std::string_view text) {
+  return std::string(text.substr(0, text.find('\n')));
 }
 
 // An assertion that stays on in every build and names its place.

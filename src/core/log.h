@@ -6,6 +6,7 @@
 
 namespace picotron::log {
 
+bool speaks();                         // the calling thread is rank 0
 void print(std::string_view text);     // a line on stdout, from rank 0 alone
 void warn(std::string_view sentence);  // "warning: …" on stderr, from rank 0 alone
 void error(std::string_view sentence);  // "error: …" on stderr; from rank R > 0 "[rank R] error: …"

@@ -69,6 +69,19 @@ Recorder* current() {
   return this_rank;
 }
 
+Bytes bytes_sent() {
+  Bytes bytes{};
+  for (size_t i = 0; this_rank != nullptr && i < bytes.size(); ++i)
+    bytes[i] = this_rank->bytes(static_cast<Axis>(i));
+  return bytes;
+}
+
+Bytes bytes_sent_since(const Bytes& before) {
+  Bytes bytes = bytes_sent();
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] -= before[i];
+  return bytes;
+}
+
 Attach::Attach(Recorder* recorder) : before_(this_rank) {
   this_rank = recorder;
 }

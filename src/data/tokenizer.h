@@ -10,6 +10,7 @@
 // Next: data/dataset.h.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -33,10 +34,39 @@ class Tokenizer {
   virtual std::optional<int32_t> eos() const { return std::nullopt; }
 };
 
+// Vocabulary 256. decode() puts U+FFFD for bytes that are not UTF-8.
+class ByteTokenizer : public Tokenizer {
+ public:
+  int64_t vocab_size() const override { return 256; }
+  std::vector<int32_t> encode(std::string_view text) const override;
+  std::string decode(std::span<const int32_t> tokens) const override;
+};
+
+// One token a word or punctuation mark. Token 0 marks the beginning of a text and so the end of the
+// one before; in text it is an empty line. Case is not in the tokens (but for names, as the
+// vocabulary spells them): encode() ignores it, decode() puts it back where a sentence begins.
+// encode(decode(x)) == x for every well-formed x that does not begin with token 0.
+class WordTokenizer : public Tokenizer {
+ public:
+  explicit WordTokenizer(std::vector<std::string> vocabulary);  // [0] is the mark
+  int64_t vocab_size() const override { return static_cast<int64_t>(words_.size()); }
+  // UserError for a word that is not in the vocabulary, naming it and the nearest ones that are.
+  std::vector<int32_t> encode(std::string_view text) const override;
+  std::string decode(std::span<const int32_t> tokens) const override;
+  std::optional<int32_t> bos() const override { return 0; }
+  std::optional<int32_t> eos() const override { return 0; }
+
+ private:
+  int32_t token_of(const std::string& word) const;
+
+  std::vector<std::string> words_;
+  std::map<std::string, int32_t> tokens_;  // lower case → token
+};
+
 // kind: "bytes". UserError for any other.
 std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view kind);
 
-// `text` with every byte that is not part of well-formed UTF-8 replaced by U+FFFD, one per maximal
+// `text` with every piece that is not well-formed UTF-8 replaced by U+FFFD, one for each maximal
 // ill-formed piece (Unicode 15, section 3.9).
 std::string replace_invalid_utf8(std::string_view text);
 

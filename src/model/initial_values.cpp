@@ -42,7 +42,8 @@ double normal(uint64_t key, int64_t i) {
 template <class Draw>
 void fill(const Parameter& parameter, const Draw& draw) {
   int64_t inner = 1;
-  for (size_t d = static_cast<size_t>(parameter.shard.dim) + 1; d < parameter.full_shape.size(); ++d) {
+  for (size_t d = static_cast<size_t>(parameter.shard.dim) + 1; d < parameter.full_shape.size();
+       ++d) {
     inner *= parameter.full_shape[d];
   }
   const int64_t full = parameter.full_shape[static_cast<size_t>(parameter.shard.dim)];
@@ -52,7 +53,8 @@ void fill(const Parameter& parameter, const Draw& draw) {
   at::parallel_for(0, parameter.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
     for (int64_t local = begin; local < end; ++local) {
       const int64_t row = local / inner;
-      out[local] = draw((row / here * full + row % here + parameter.shard.begin) * inner + local % inner);
+      out[local] =
+          draw((row / here * full + row % here + parameter.shard.begin) * inner + local % inner);
     }
   });
   at::Tensor value = parameter.value;
@@ -66,8 +68,9 @@ PhiloxBlock philox(uint64_t key, uint64_t counter) {
   uint32_t k[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53} * x[0], p1 = uint64_t{0xCD9E8D57} * x[2];
-    const uint32_t next[4] = {static_cast<uint32_t>(p1 >> 32) ^ x[1] ^ k[0], static_cast<uint32_t>(p1),
-                              static_cast<uint32_t>(p0 >> 32) ^ x[3] ^ k[1], static_cast<uint32_t>(p0)};
+    const uint32_t next[4] = {
+        static_cast<uint32_t>(p1 >> 32) ^ x[1] ^ k[0], static_cast<uint32_t>(p1),
+        static_cast<uint32_t>(p0 >> 32) ^ x[3] ^ k[1], static_cast<uint32_t>(p0)};
     for (int i = 0; i < 4; ++i) x[i] = next[i];
     k[0] += 0x9E3779B9;
     k[1] += 0xBB67AE85;
@@ -89,7 +92,8 @@ void fill_initial_values(Parameters& parameters, const InitialValuesOptions& opt
     } else {
       // A bias has its layer's fan-in, which it does not know itself.
       const double bound = 1 / std::sqrt(static_cast<double>(parameter.fan_in));
-      fill(parameter, [&](int64_t i) { return bound * (2 * uniforms(key, static_cast<uint64_t>(i)).a - 1); });
+      fill(parameter,
+           [&](int64_t i) { return bound * (2 * uniforms(key, static_cast<uint64_t>(i)).a - 1); });
     }
   }
 }

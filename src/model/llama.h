@@ -72,6 +72,7 @@ class Llama : public Stage {
 
   Parameters& parameters() { return parameters_; }
   const LlamaConfig& config() const { return config_; }
+  int64_t max_positions() const { return rope_.cos.size(0); }
 
  private:
   struct Layer {

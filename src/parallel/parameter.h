@@ -60,8 +60,8 @@ struct Weight {
   int uses = 1;                 // gradient contributions per microbatch (a tied embedding has two)
   int64_t offset = 0, numel = 0;  // in the flat buffers
   int64_t end = 0;                // where the next Weight begins: offset + numel + padding
-  at::Tensor value;     // [Σ rows, columns] or [Σ rows]
-  at::Tensor gradient;  // same shape, set by Gradients
+  at::Tensor value;               // [Σ rows, columns] or [Σ rows]
+  at::Tensor gradient;            // same shape, set by Gradients
 };
 
 // The parameters of one rank. Declared by the model in forward order, then allocated once.

@@ -20,7 +20,8 @@ void accumulate_bias(const Weight* bias, const at::Tensor& dy, Gradients& gradie
   gradients.contributed(*bias);
 }
 
-Parameter bias_of(const std::string& name, int64_t size, int64_t fan_in, Shard shard, bool counts_in_norm) {
+Parameter bias_of(const std::string& name, int64_t size, int64_t fan_in, Shard shard,
+                  bool counts_in_norm) {
   return {.name = name + ".bias",
           .full_shape = {size},
           .shard = shard,
@@ -70,11 +71,14 @@ at::Tensor ColumnParallelLinear::backward(const at::Tensor& dy, const at::Tensor
 RowParallelLinear RowParallelLinear::declare(Parameters& parameters, const std::string& name,
                                              int64_t out, int64_t in, bool has_bias,
                                              const Group& tp) {
-  Weight* weight = parameters.declare(
-      {{.name = name + ".weight", .full_shape = {out, in}, .shard = shard_of(1, in, tp), .fan_in = in}});
+  Weight* weight = parameters.declare({{.name = name + ".weight",
+                                        .full_shape = {out, in},
+                                        .shard = shard_of(1, in, tp),
+                                        .fan_in = in}});
   const bool counts = tp.rank == 0;  // every rank holds the whole bias
   return {weight,
-          has_bias ? parameters.declare({bias_of(name, out, in, {0, 0, out}, counts)}) : nullptr, &tp};
+          has_bias ? parameters.declare({bias_of(name, out, in, {0, 0, out}, counts)}) : nullptr,
+          &tp};
 }
 
 at::Tensor RowParallelLinear::forward(const at::Tensor& x) const {

@@ -38,8 +38,11 @@ at::Tensor sum_of_losses(const at::Tensor& statistics) {
 VocabMatrix VocabMatrix::declare(Parameters& parameters, const std::string& name, Role role,
                                  int64_t vocab, int64_t hidden, const Group& tp) {
   const Shard shard = shard_of(0, vocab, tp);
-  Weight* weight = parameters.declare(
-      {{.name = name, .full_shape = {vocab, hidden}, .shard = shard, .role = role, .fan_in = hidden}});
+  Weight* weight = parameters.declare({{.name = name,
+                                        .full_shape = {vocab, hidden},
+                                        .shard = shard,
+                                        .role = role,
+                                        .fan_in = hidden}});
   return {weight, shard.begin, &tp};
 }
 

@@ -5,14 +5,16 @@
 // the same with full precision as one JSON object per line in <save_dir>/metrics.jsonl, on a terminal a progress bar
 // under the newest line, and a summary at the end.
 #pragma once
-#include <array>
 #include <chrono>
 #include <cstdint>
 #include <fstream>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/record.h"
+#include "dist/device.h"
+#include "train/run.h"
 
 namespace picotron {
 
@@ -26,34 +28,39 @@ struct StepMetrics {
   int64_t trained_tokens = 0, tokens_per_step = 0;
   double step_seconds = 0;
   int64_t memory_bytes = 0;  // peak, of this rank's process
-  std::array<int64_t, record::kAxes> bytes{};  // this rank sent in this step, by axis
+  record::Bytes bytes{};     // this rank sent in this step
   std::optional<double> validation_loss;
 };
 
-struct MetricsOptions {
-  std::string path;  // of metrics.jsonl; an older one there is renamed to metrics.1.jsonl, never overwritten
-  int world_size = 1;
-  int64_t total_steps = 0;
-  std::optional<int64_t> max_tokens;
-  double flops_per_token = 0;      // for MFU
-  double peak_flops_per_rank = 0;  // 0: unknown, MFU is then null
-};
-
-// Of rank 0 alone: the others construct nothing.
-class MetricsWriter {
+// Of every rank, but only rank 0 prints and writes.
+class RunLog {
  public:
-  explicit MetricsWriter(const MetricsOptions& options);
-  ~MetricsWriter();  // leaves the terminal clean
+  // Prints what is about to be trained and opens <save_dir>/metrics.jsonl; an older one there is renamed to
+  // metrics.1.jsonl, never overwritten. UserError where the folder cannot be written.
+  RunLog(const Run& run, const Device& device, int64_t last_step);
+  ~RunLog();  // leaves the terminal clean
+  RunLog(const RunLog&) = delete;
+  RunLog& operator=(const RunLog&) = delete;
+
   void write(const StepMetrics& metrics);
-  double mfu(const StepMetrics& metrics) const;  // 0 where the peak is unknown
-  double tokens_per_second() const;              // median of the steps so far, the first ones left out
+  void say_epoch(int64_t epoch);  // the data begins again
+  // The few lines at the end of a run. `folder`: of the checkpoint written last.
+  void summary(const std::string& folder, bool stopped);
 
  private:
+  void print(const std::string& line);  // above the progress bar
   void draw_progress(int64_t step);
-  MetricsOptions options_;
+  double mfu(double tokens_per_second) const;  // 0 where the peak is unknown
+  double median_rate() const;                  // tokens per second, the first steps left out
+
+  const Run& run_;
+  const Device& device_;
+  const int64_t last_step_;
+  const bool on_terminal_;
+  double peak_flops_ = 0;  // of one rank; 0: unknown
   std::ofstream file_;
-  bool on_terminal_;
-  std::vector<double> rates_;
+  std::string path_;
+  std::vector<StepMetrics> history_;
   std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
 };
 

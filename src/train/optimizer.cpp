@@ -9,8 +9,8 @@
 
 namespace picotron {
 
-ShardedOptimizer::ShardedOptimizer(Parameters& parameters, const Gradients& gradients, const Training& training,
-                                   Body body)
+ShardedOptimizer::ShardedOptimizer(Parameters& parameters, const Gradients& gradients,
+                                   const Training& training, Body body)
     : parameters_(parameters), gradients_(gradients), training_(training), body_(body) {
   int64_t state_numel = 0;
   for (const Range& range : gradients.owned()) {

@@ -22,7 +22,8 @@ namespace picotron {
 class ShardedOptimizer {
  public:
   // The parameters must hold their initial values; `gradients` outlives this object.
-  ShardedOptimizer(Parameters& parameters, const Gradients& gradients, const Training& training, Body body);
+  ShardedOptimizer(Parameters& parameters, const Gradients& gradients, const Training& training,
+                   Body body);
 
   // Update number `step`, from 1, of every parameter. clip_factor: 0-dim, of the master's dtype; where it is not finite
   // nothing changes.

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "dist/device.h"
 #include "dist/mesh.h"
 #include "parallel/data_parallel.h"
 #include "parallel/parameter.h"
@@ -20,6 +21,7 @@ struct TrainObserver {
 
 // Trains this rank's part of the run, and returns when the last step, max_tokens or a stop request is reached. Every
 // rank of the world calls it. Throws RunError naming the step where loss or norm are not finite.
-void train(const Run& run, const Rendezvous& rendezvous, int local_rank, const TrainObserver& observer = {});
+void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
+           const TrainObserver& observer = {});
 
 }  // namespace picotron
