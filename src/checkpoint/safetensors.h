@@ -1,11 +1,10 @@
 // The safetensors format: named tensors in one file that can be memory-mapped and cannot run code.
 //
-//     8 bytes        n, little-endian
-//     n bytes        JSON {"name": {"dtype": "BF16", "shape": [576, 1536], "data_offsets": [0,
-//     1769472]}, …,
-//                    "__metadata__": {"text": "text"}}, padded by spaces so that the data begins at
-//                    a multiple of 8
-//     the rest       the data, row-major, little-endian; offsets are relative to its beginning
+//     8 bytes    n, little-endian
+//     n bytes    JSON, padded by spaces so that the data begins at a multiple of 8:
+//                  {"name": {"dtype": "BF16", "shape": [576, 1536], "data_offsets": [0, 1769472]},
+//                   …, "__metadata__": {"format": "pt"}}
+//     the rest   the data, row-major, little-endian; offsets are relative to its beginning
 //
 // The data must be covered exactly once: no hole, no overlap, nothing after the last tensor. So a
 // truncated or lying file is found from its header alone, before a single weight is read.

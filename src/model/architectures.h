@@ -3,8 +3,7 @@
 //   embedding    vocab x hidden                      q_proj  (heads * head_dim) x hidden
 //   k, v_proj    (kv_heads * head_dim) x hidden      o_proj  hidden x (heads * head_dim)
 //   gate, up     intermediate x hidden               down    hidden x intermediate
-//   norms        hidden (two per layer, one at the end)       head  vocab x hidden, or the
-//   embedding
+//   norms        hidden, two per layer and a last    head    vocab x hidden, or the embedding
 //
 // The numbers come from a Hugging Face `config.json` (two spellings, of transformers 4 and 5), from
 // a table of published models, so that training one from random weights needs no download, or from
