@@ -29,9 +29,6 @@ class ShardedOptimizer {
   // nothing changes.
   void step(int64_t step, double learning_rate, const at::Tensor& clip_factor);
 
-  // Copies the values into the masters again, after somebody else has set them in full precision.
-  void set_masters(const at::Tensor& flat_values);
-
   int64_t state_bytes() const;
 
  private:
