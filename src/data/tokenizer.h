@@ -1,0 +1,73 @@
+// Tokenizers: text → a list of small integers, and back. A model predicts integers; only this room
+// knows what they spell.
+//
+//   "bytes"            every byte of UTF-8 is a token, vocabulary 256: nothing to learn, nothing to
+//                      download, but four times the tokens of a word-piece vocabulary
+//   builtin:stories    one token a word or punctuation mark (data/stories.h)
+//
+// Encoding is strict (an unknown word is a sentence for the user); decoding never fails on ids in
+// [0, vocab_size), for a model under training may say anything.
+// Next: data/dataset.h.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace picotron {
+
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+  virtual int64_t vocab_size() const = 0;
+  // UserError where the text holds what the vocabulary cannot spell.
+  virtual std::vector<int32_t> encode(std::string_view text) const = 0;
+  // UserError for an id outside [0, vocab_size).
+  virtual std::string decode(std::span<const int32_t> tokens) const = 0;
+  // The tokens to put before a prompt and the token that ends a text, where the vocabulary has
+  // them.
+  virtual std::optional<int32_t> bos() const { return std::nullopt; }
+  virtual std::optional<int32_t> eos() const { return std::nullopt; }
+};
+
+// Vocabulary 256. decode() puts U+FFFD for bytes that are not UTF-8.
+class ByteTokenizer : public Tokenizer {
+ public:
+  int64_t vocab_size() const override { return 256; }
+  std::vector<int32_t> encode(std::string_view text) const override;
+  std::string decode(std::span<const int32_t> tokens) const override;
+};
+
+// One token a word or punctuation mark. Token 0 marks the beginning of a text and so the end of the
+// one before; in text it is an empty line. Case is not in the tokens (but for names, as the
+// vocabulary spells them): encode() ignores it, decode() puts it back where a sentence begins.
+// encode(decode(x)) == x for every well-formed x that does not begin with token 0.
+class WordTokenizer : public Tokenizer {
+ public:
+  explicit WordTokenizer(std::vector<std::string> vocabulary);  // [0] is the mark
+  int64_t vocab_size() const override { return static_cast<int64_t>(words_.size()); }
+  // UserError for a word that is not in the vocabulary, naming it and the nearest ones that are.
+  std::vector<int32_t> encode(std::string_view text) const override;
+  std::string decode(std::span<const int32_t> tokens) const override;
+  std::optional<int32_t> bos() const override { return 0; }
+  std::optional<int32_t> eos() const override { return 0; }
+
+ private:
+  int32_t token_of(const std::string& word) const;
+
+  std::vector<std::string> words_;
+  std::map<std::string, int32_t> tokens_;  // lower case → token
+};
+
+// kind: "bytes". UserError for any other.
+std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view kind);
+
+// `text` with every piece that is not well-formed UTF-8 replaced by U+FFFD, one for each maximal
+// ill-formed piece (Unicode 15, section 3.9).
+std::string replace_invalid_utf8(std::string_view text);
+
+}  // namespace picotron
