@@ -112,8 +112,9 @@ int create_config_command(const std::vector<std::string>& arguments) {
   CLI::App app("Write OUT_DIR/EXP_NAME/config.json and say what the run will be.", "create-config");
   std::string out_dir = "tmp", exp_name = "dummy_exp";
   bool overwrite = false;
-  app.add_option("--out_dir", out_dir, "Folder of experiments", true);
-  app.add_option("--exp_name", exp_name, "Name of the experiment, a folder in it", true);
+  app.add_option("--out_dir", out_dir, "Folder of experiments")->capture_default_str();
+  app.add_option("--exp_name", exp_name, "Name of the experiment, a folder in it")
+      ->capture_default_str();
   app.add_flag("--overwrite", overwrite, "Replace an existing config.json");
   app.footer(short_flags_help());
   const std::vector<std::string> known = short_flags();

@@ -3,8 +3,7 @@
 //
 //     config.json ── parse ──▶ Config ◀── dotted overrides (--training.learning_rate 1e-3)
 //                      ▲
-//         config_table.cpp: one line per key (type, range, sentence, is it the reference's, is it
-//         built)
+//         config_table.cpp: one entry per key (place, range, sentence, whose it is, is it built)
 //
 // Everything said about a key elsewhere (defaults, errors, `picotron config --explain`,
 // docs/configuration.md) is printed from that table; a new key is a member here and a line there. A

@@ -1,6 +1,6 @@
 // One value of the configuration: from JSON or the command line into its place, and back to text.
 // What a key takes is decided by the type of its member (config.h) and its range
-// (config_table.cpp), so this file knows no key by name.
+// (config_table.cpp); only a key with a form of its own (mesh_order, the token) is known by name.
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -1,8 +1,7 @@
 // JSON as a person writes it in a configuration: with // and /* */ comments, and with the place of
 // every value kept, so that a message can say `config.json:12:22`.
 //
-//     {"training": {"learning_rate": 3e-4}}   ─▶  object ─ "training" ─ object ─ "learning_rate" ─
-//     number "3e-4" (1:33)
+//     {"training": {"seed": 42}}   ─▶   object ─ "training" ─ object ─ "seed" ─ number "42" (1:23)
 //
 // Numbers stay as they are written: whether 1e400 or 9223372036854775808 fits is for the reader of
 // the key to say. What differs from a general JSON library (we use nlohmann's for files that

@@ -72,6 +72,11 @@ class Recorder {
 };
 
 Recorder* current();  // of the calling thread; null outside a rank
+
+using Bytes = std::array<int64_t, kAxes>;  // by axis
+Bytes bytes_sent();                        // by this rank since its start; zeros outside a rank
+Bytes bytes_sent_since(const Bytes& before);
+
 // Makes `recorder` the calling thread's own for as long as the object lives.
 class Attach {
  public:

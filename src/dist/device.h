@@ -5,8 +5,8 @@
 //        └─ dlopen, once a GPU is asked for ──▶ libpicotron_cuda.so ──▶ libtorch_cuda, NCCL, cuBLAS
 //
 // Loading the plug-in registers ATen's CUDA operators; from then on at::mm of two CUDA tensors
-// works in code that was compiled without a word of CUDA. The plug-in (src/cuda/plugin.cpp) answers
-// two C calls: which interface it was built for, and "open the GPU of this local rank".
+// works in code that was compiled without a word of CUDA. The plug-in answers two C calls: which
+// interface it was built for, and "open the GPU of this local rank" (dist/plugin.h).
 // Read next: src/cuda/plugin.cpp, kernels/attention.cpp (one kernel, two devices).
 #pragma once
 #include <c10/core/Device.h>
@@ -69,7 +69,9 @@ bool gpu_available(const std::filesystem::path& plugin_folder = {});
 // GPU, or none for this local rank.
 std::unique_ptr<Device> open_device(const DeviceOptions& options = {});
 
-// What the plug-in and the program must agree on: raise the number with every change to this file.
-inline constexpr int kPluginInterface = 1;
+// The second half of open_device, once a driver is known to be here: loads the plug-in and opens
+// the GPU. Throws as open_device.
+std::unique_ptr<Device> open_gpu(const std::filesystem::path& plugin, int local_rank,
+                                 bool share_gpus);
 
 }  // namespace picotron

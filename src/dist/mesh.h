@@ -10,6 +10,7 @@
 // dist/channel.h, dist/collectives.h.
 #pragma once
 #include <c10/util/intrusive_ptr.h>
+#include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include <array>
 #include <chrono>
@@ -22,7 +23,6 @@
 
 namespace c10d {
 class Backend;
-class Store;
 }  // namespace c10d
 
 namespace picotron {

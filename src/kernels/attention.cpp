@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/record.h"
+#include "kernels/attention_cuda.h"
 
 namespace picotron {
 namespace {
@@ -27,6 +28,7 @@ AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Te
   check(k.sizes() == v.sizes() && q.size(1) % k.size(1) == 0,
         "attention: key/value heads divide heads", at);
   const record::Scope scope(entry("attention", q, k, causal, 2), at);
+  if (!q.is_cpu()) return attention_cuda(q, k, v, causal, scale);
   auto [out, lse] =
       at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, {}, scale);
   return {out, lse};
@@ -37,6 +39,7 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
                                       const AttentionOutput& saved, bool causal, double scale,
                                       std::source_location at) {
   const record::Scope scope(entry("attention_backward", q, k, causal, 5), at);
+  if (!q.is_cpu()) return attention_cuda_backward(dout, q, k, v, saved, causal, scale);
   auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       dout, q, k, v, saved.out, saved.lse, 0.0, causal, {}, scale);
   return {dq, dk, dv};

@@ -80,10 +80,10 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
 
 }  // namespace
 
-at::Tensor linear(const at::Tensor& x, const at::Tensor& w, At at) {
+at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& w, At at) {
   check(x.size(1) == w.size(1) && x.scalar_type() == w.scalar_type(),
         "linear: x [m, k], w [n, k], one dtype", at);
-  const record::Scope scope(entry("linear", x.size(0), w.size(0), x.size(1)), at);
+  const record::Scope scope(entry("linear_forward", x.size(0), w.size(0), x.size(1)), at);
   return product(x, w.t());
 }
 

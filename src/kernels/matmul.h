@@ -21,7 +21,7 @@ using At = std::source_location;
 
 // y = x wᵀ. x [m, k], w [n, k], both of one dtype (bf16, fp32, fp64), rows contiguous; returns [m,
 // n] of that dtype.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& w, At at = At::current());
+at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& w, At at = At::current());
 
 // dx = dy w. dy [m, n], w [n, k]; returns [m, k].
 at::Tensor linear_input_gradient(const at::Tensor& dy, const at::Tensor& w, At at = At::current());

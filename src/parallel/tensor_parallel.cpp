@@ -53,7 +53,7 @@ ColumnParallelLinear ColumnParallelLinear::declare(Parameters& parameters,
 }
 
 at::Tensor ColumnParallelLinear::forward(const at::Tensor& x) const {
-  at::Tensor y = linear(x, weight->value);
+  at::Tensor y = linear_forward(x, weight->value);
   add_bias(y, bias);
   return y;
 }
@@ -82,7 +82,7 @@ RowParallelLinear RowParallelLinear::declare(Parameters& parameters, const std::
 }
 
 at::Tensor RowParallelLinear::forward(const at::Tensor& x) const {
-  at::Tensor y = linear(x, weight->value);
+  at::Tensor y = linear_forward(x, weight->value);
   all_reduce(y, *tp).wait();
   add_bias(y, bias);
   return y;

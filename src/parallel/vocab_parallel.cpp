@@ -66,7 +66,7 @@ void VocabParallelEmbedding::backward(const at::Tensor& dy, const at::Tensor& id
 }
 
 at::Tensor VocabParallelHead::logits(const at::Tensor& x) const {
-  return linear(x, weight->value);
+  return linear_forward(x, weight->value);
 }
 
 at::Tensor VocabParallelHead::loss(const at::Tensor& x, const at::Tensor& targets) const {
