@@ -22,6 +22,8 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kHead = "lm_head.weight";
+constexpr const char* kTokenizerKey =
+    "picotron_tokenizer";  // of config.json; transformers skips it
 
 // ---------------------------------------------------------------------------------- dtypes
 
@@ -50,6 +52,11 @@ StoredType stored_type(DType dtype) {
       return StoredType::BF16;
   }
   throw BrokenInvariant("a dtype without a stored type");
+}
+
+DType dtype_of(at::ScalarType type) {
+  if (type == at::kDouble) return DType::float64;
+  return type == at::kBFloat16 ? DType::bfloat16 : DType::float32;
 }
 
 const char* torch_name(StoredType type) {
@@ -245,6 +252,13 @@ json generation_config(const json& config) {
   return generation;
 }
 
+int64_t write_contents(const fs::path& folder, const Contents& contents) {
+  write_text_file(folder / "config.json", contents.config.dump(2) + "\n");
+  write_text_file(folder / "generation_config.json",
+                  generation_config(contents.config).dump(2) + "\n");
+  return write_weights(folder, contents);
+}
+
 // Keeps the last converted tensor alive for the bytes that were handed out.
 class Converter {
  public:
@@ -326,11 +340,13 @@ void save_huggingface(const fs::path& folder, const LlamaConfig& config,
                       const SaveOptions& options) {
   check(flat.numel() == parameters.flat_numel(), "the buffer has the layout of the values");
   const auto expected = huggingface_tensors(config);
-  const StoredType type = stored_type(options.dtype);
-  Contents contents{.config = to_huggingface(config, options.dtype),
+  const DType dtype = options.dtype.value_or(dtype_of(flat.scalar_type()));
+  const StoredType type = stored_type(dtype);
+  Contents contents{.config = to_huggingface(config, dtype),
                     .tensors = {},
                     .source = {},
                     .file_bytes = options.file_bytes};
+  if (!options.tokenizer.empty()) contents.config[kTokenizerKey] = options.tokenizer;
   std::map<std::string, const Parameter*> by_name;
   for (const Parameter& parameter : parameters.list()) {
     check(parameter.local_shape() == parameter.full_shape,
@@ -346,10 +362,7 @@ void save_huggingface(const fs::path& folder, const LlamaConfig& config,
     return converter.bytes_of(flat.narrow(0, parameter.offset, parameter.numel()), tensor.type);
   };
   NewFolder out(folder);
-  write_weights(out.path(), contents);
-  write_text_file(out.path() / "config.json", contents.config.dump(2) + "\n");
-  write_text_file(out.path() / "generation_config.json",
-                  generation_config(contents.config).dump(2) + "\n");
+  write_contents(out.path(), contents);
   out.commit();
 }
 
@@ -369,6 +382,9 @@ int64_t copy_huggingface(const fs::path& from, const fs::path& to, std::optional
                     .tensors = {},
                     .source = {},
                     .file_bytes = SaveOptions{}.file_bytes};
+  if (const std::string tokenizer = tokenizer_of(from); !tokenizer.empty()) {
+    contents.config[kTokenizerKey] = tokenizer;
+  }
   contents.config["torch_dtype"] = torch_name(type_of("model.embed_tokens.weight"));
   for (const auto& [name, shape] : huggingface_tensors(config)) {
     contents.tensors.push_back({name, type_of(name), shape});
@@ -378,16 +394,21 @@ int64_t copy_huggingface(const fs::path& from, const fs::path& to, std::optional
     return converter.bytes_of(view_of(weights.tensors().at(tensor.name)), tensor.type);
   };
   NewFolder out(to);
-  const int64_t bytes = write_weights(out.path(), contents);
-  write_text_file(out.path() / "config.json", contents.config.dump(2) + "\n");
-  write_text_file(out.path() / "generation_config.json",
-                  generation_config(contents.config).dump(2) + "\n");
+  const int64_t bytes = write_contents(out.path(), contents);
   for (const fs::directory_entry& entry : fs::directory_iterator(from)) {
     if (!entry.is_regular_file() || !is_companion(entry.path())) continue;
     write_text_file(out.path() / entry.path().filename(), read_bytes(entry.path()));
   }
   out.commit();
   return bytes;
+}
+
+std::string tokenizer_of(const fs::path& folder) {
+  const fs::path file = folder / "config.json";
+  const json config = json::parse(read_bytes(file), nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) throw user_error("{} is not a JSON object", file.string());
+  const auto found = config.find(kTokenizerKey);
+  return found != config.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
 fs::path find_model_folder(const fs::path& path) {

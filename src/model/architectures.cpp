@@ -13,6 +13,7 @@
 #include <sstream>
 #include <utility>
 
+#include "core/config_table.h"
 #include "core/error.h"
 
 namespace picotron {
@@ -141,28 +142,15 @@ const std::vector<LlamaConfig>& table() {
   return architectures;
 }
 
-// Insertions, deletions and replacements between two words (Levenshtein 1966).
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = std::exchange(row[j + 1], std::min({replaced, row[j] + 1, row[j + 1] + 1}));
-    }
-  }
-  return row.back();
-}
-
 // Also matches the part after the slash, which is what people remember.
 std::string nearest_name(std::string_view name) {
   std::string best;
-  size_t best_distance = 1 + name.size() / 3;
+  int best_distance = 1 + static_cast<int>(name.size()) / 3;
   for (const LlamaConfig& known : table()) {
     const std::string_view full = known.name;
     const std::string_view last = full.substr(full.find('/') + 1);
-    const size_t distance = std::min(edit_distance(name, full), edit_distance(name, last));
+    const int distance =
+        std::min(config_table::edit_distance(name, full), config_table::edit_distance(name, last));
     if (distance < best_distance) std::tie(best, best_distance) = std::pair(known.name, distance);
   }
   return best;
