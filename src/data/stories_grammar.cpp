@@ -10,11 +10,11 @@ words boy name/he/his/kid: Tom/he/his/boy Ben/he/his/boy Max/he/his/boy Sam/he/h
 words friend: Anna Kate Zoe Polly Finn Oscar Hugo Peter Alma Greta Victor Paul
 words trait: kind brave curious clever shy quiet funny gentle cheerful lively polite careful wise bold patient jolly
 words family: mother father sister brother grandma grandpa aunt uncle
-words near: river sea lake forest hill farm mill road pond castle harbor bridge
+words near: river sea lake forest hill farm mill road pond castle harbor tower
 words act base/past: run/ran dance/danced skip/skipped hop/hopped jump/jumped march/marched race/raced walk/walked wander/wandered climb/climbed hurry/hurried tiptoe/tiptoed
 words place: park garden meadow market field yard barn woods playground orchard valley village
 words spot: tree bed chair bench bush rock box table blanket wagon fence ladder
-words color: red blue green yellow white purple golden silver brown pink gray black
+words color: red blue green yellow white purple golden silver brown pink gray black striped spotted sparkly rosy
 words size: big small tiny little round soft pretty strange tall thin new grand shiny smooth lovely heavy
 words animal: cat dog rabbit duck bird frog mouse fox bear pony turtle squirrel goat lamb hen pig
 words toy: ball kite doll boat car drum book hat scarf train puppet balloon whistle bell basket lantern
@@ -22,27 +22,28 @@ words neg: sad worried upset scared lonely gloomy nervous cross
 words pos: happy glad proud excited thankful joyful merry pleased cozy calm hopeful lucky
 words food: bread soup cheese honey cake pie jam pudding porridge popcorn toast stew
 words part: eggs apples plums lemons beans carrots onions cherries peas nuts pears figs
-words bloom: roses daisies tulips lilies poppies violets bluebells mushrooms
-words bug: bees ants butterflies snails beetles spiders worms ladybugs
+words bloom: roses daisies tulips lilies poppies violets bluebells mushrooms buttercups ferns clovers berries
+words bug: bees ants butterflies snails beetles spiders worms ladybugs moths crickets fireflies caterpillars
 words weather: sunny windy rainy snowy cloudy warm cold foggy
 words time: morning afternoon evening day
 words adv: quickly slowly softly loudly gently quietly bravely happily kindly sweetly warmly eagerly shyly proudly calmly politely
-words number: two three four five six seven eight nine
+words number: two three four five six seven eight nine ten twelve
 words deed: share help listen wait give work forgive rest
 
 words deed2: try care learn ask play laugh smile dream
 words weary: tired sleepy muddy wet dusty thirsty dizzy hungry
 words gust: strong cold sudden wild icy loud sharp mighty
 words dusk: dusk night noon dark sunset lunch dinner bedtime
-words pet: hens goats sheep cows geese pigs kittens puppies
+words pet: hens goats sheep cows geese pigs kittens puppies lambs ducks ponies mice
+words wear: hat coat scarf shirt dress cap belt ribbon
 words taste: sweet fresh tasty crunchy warm good creamy fine
 words spice: salt sugar butter milk cream flour rice corn
 
 [open]
-3 once upon a time , there was a {nature=trait} girl named {hero=girl} . > home
-3 once upon a time , there was a {nature=trait} boy named {hero=boy} . > home
-2 there once was a {nature=trait} girl named {hero=girl} . > home
-2 there once was a {nature=trait} boy named {hero=boy} . > home
+2 once upon a time , there was a {nature=trait} girl named {hero=girl} . > home
+2 once upon a time , there was a {nature=trait} boy named {hero=boy} . > home
+2 there once was a {nature=trait} girl with a {?color} {?wear} . her name was {hero=girl} . > home
+2 there once was a {nature=trait} boy with a {?color} {?wear} . his name was {hero=boy} . > home
 
 [home]
 2 {hero.he} lived by the {?near} with {hero.his} {kin=family} and {?number} {?color} {?pet} . > likes
@@ -108,8 +109,8 @@ words spice: salt sugar butter milk cream flour rice corn
 2 now the {animal} was {?pos} and not {mood} any more . > friends
 
 [friends]
-2 {hero} and the {animal} {hobby.past} in the {place} until {?dusk} . > close
-2 {hero} told {hero.his} {kin} about the {?size} {animal} . > close
+2 {hero} and the {animal} {hobby.past} in the {place} until {?dusk} . > way
+2 {hero} told {hero.his} {kin} about the {?size} {animal} . > way
 
 [lost]
 2 {hero} had a {?size} {color=color} {toy=toy} . > trouble
@@ -136,8 +137,8 @@ words spice: salt sugar butter milk cream flour rice corn
 2 they {hobby.past} to the {?near} and saw the {color} {toy} there . > pals
 
 [pals]
-2 {hero} and {friend} played with the {toy} until {?dusk} . > close
-2 “ thank you , {friend} , ” said {hero} {?adv} . > close
+2 {hero} and {friend} played with the {toy} until {?dusk} . > way
+2 “ thank you , {friend} , ” said {hero} {?adv} . > way
 
 [share]
 2 {friend=friend} was there with a {?size} {color=color} {toy=toy} . > want
@@ -159,8 +160,8 @@ words spice: salt sugar butter milk cream flour rice corn
 2 {friend} ate the {food} {?adv} and gave {hero} the {toy} . > together
 
 [together]
-2 they played with the {color} {toy} until {?dusk} . > close
-2 {hero} and {friend} were both {?pos} and {?weary} . > close
+2 they played with the {color} {toy} until {?dusk} . > way
+2 {hero} and {friend} were both {?pos} and {?weary} . > way
 
 [cook]
 2 one {?weather} {?time} , {hero} wanted to make some {food=food} for {hero.his} {kin} . > mix
@@ -175,12 +176,17 @@ words spice: salt sugar butter milk cream flour rice corn
 2 the house smelled like {food} , and {friend=friend} {hobby.past} to the door . > taste
 
 [taste]
-2 “ this is very {?taste} {food} , ” said {friend} {?adv} . > together2
-2 {friend} ate the {food} {?adv} with {?number} {?part} . > together2
+2 “ this is very {?taste} {food} , ” said {friend} {?adv} . > treat
+2 {friend} ate the {food} {?adv} with {?number} {?part} . > treat
 
-[together2]
-2 they {hobby.past} by the {?near} until {?dusk} . > close
-2 {hero} and {friend} were both {?pos} and {?weary} . > close
+[treat]
+2 they {hobby.past} by the {?near} until {?dusk} . > way
+2 {hero} and {friend} were both {?pos} and {?weary} . > way
+
+[way]
+2 on the way home , {hero} counted {?number} {?color} {?bloom} and {?number} {?pet} . > close
+2 at home , {hero.he} ate {?number} {?part} and some {?taste} {?food} . > close
+1 > close
 
 [close]
 2 {hero} was very {?pos} and {?weary} . > moral
