@@ -1,6 +1,6 @@
 // Errors. A person reads them, so each is one sentence: the fact and the remedy.
-//   UserError   exit code 2: the command line, the config, or a file they name is wrong. Nothing was started.
-//   RunError    exit code 1: what fails later: a full disk, a lost rank, NaN.
+//   UserError   exit code 2: the command line, the config, or a file they name is wrong. Nothing
+//   was started. RunError    exit code 1: what fails later: a full disk, a lost rank, NaN.
 //   BrokenInvariant  exit code 1: a bug of ours; says where.
 // They are thrown anywhere and caught once, in main.cpp.
 #pragma once
@@ -9,6 +9,7 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace picotron {
 
@@ -22,7 +23,8 @@ struct BrokenInvariant : std::logic_error {
   using std::logic_error::logic_error;
 };
 
-// throw user_error("tp_size {} does not divide num_attention_heads {}; use {}", 3, 32, "1, 2, 4, 8, 16 or 32");
+// throw user_error("tp_size {} does not divide num_attention_heads {}; use {}", 3, 32, "1, 2, 4, 8,
+// 16 or 32");
 template <class... Args>
 [[nodiscard]] UserError user_error(fmt::format_string<Args...> format, Args&&... args) {
   return UserError(fmt::format(format, std::forward<Args>(args)...));
@@ -32,11 +34,17 @@ template <class... Args>
   return RunError(fmt::format(format, std::forward<Args>(args)...));
 }
 
+// LibTorch's errors carry a stack trace below their first line.
+inline std::string first_line(std::string_view text) {
+  return std::string(text.substr(0, text.find('\n')));
+}
+
 // An assertion that stays on in every build and names its place.
 inline void check(bool holds, std::string_view what,
                   std::source_location at = std::source_location::current()) {
   if (!holds) {
-    throw BrokenInvariant(fmt::format("broken invariant at {}:{}: {}", at.file_name(), at.line(), what));
+    throw BrokenInvariant(
+        fmt::format("broken invariant at {}:{}: {}", at.file_name(), at.line(), what));
   }
 }
 

@@ -22,6 +22,10 @@ void write_line(std::FILE* stream, const std::string& line) {
 
 }  // namespace
 
+bool speaks() {
+  return speaking_rank() == 0;
+}
+
 void print(std::string_view text) {
   if (speaking_rank() == 0) write_line(stdout, fmt::format("{}\n", text));
 }

@@ -17,7 +17,8 @@ int64_t now_ns() {
 }  // namespace
 
 const char* name_of(Axis axis) {
-  constexpr std::array<const char*, kAxes> names = {"none", "tp", "cp", "pp", "dp", "dp_cp", "world"};
+  constexpr std::array<const char*, kAxes> names = {"none", "tp",    "cp",   "pp",
+                                                    "dp",   "dp_cp", "world"};
   return names[static_cast<size_t>(axis)];
 }
 
@@ -64,10 +65,29 @@ double Recorder::product_flops() const {
   return flops_;
 }
 
-Recorder* current() { return this_rank; }
+Recorder* current() {
+  return this_rank;
+}
 
-Attach::Attach(Recorder* recorder) : before_(this_rank) { this_rank = recorder; }
-Attach::~Attach() { this_rank = before_; }
+Bytes bytes_sent() {
+  Bytes bytes{};
+  for (size_t i = 0; this_rank != nullptr && i < bytes.size(); ++i)
+    bytes[i] = this_rank->bytes(static_cast<Axis>(i));
+  return bytes;
+}
+
+Bytes bytes_sent_since(const Bytes& before) {
+  Bytes bytes = bytes_sent();
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] -= before[i];
+  return bytes;
+}
+
+Attach::Attach(Recorder* recorder) : before_(this_rank) {
+  this_rank = recorder;
+}
+Attach::~Attach() {
+  this_rank = before_;
+}
 
 Scope::Scope(Entry entry, std::source_location at) : recorder_(this_rank) {
   if (recorder_ == nullptr) return;

@@ -1,15 +1,17 @@
 // The record: what this rank did, in the order it happened.
 //
-// Every action of the schedule, collective, matrix product and attention call leaves one Entry: what, which group,
-// shape, bytes, begin, end, file:line. Bytes per axis in metrics.jsonl, `picotron explain`, the timeline and the
-// report of a hang all read this one list, so nothing is measured twice and the report cannot disagree with the run.
+// Every action of the schedule, collective, matrix product and attention call leaves one Entry:
+// what, which group, shape, bytes, begin, end, file:line. Bytes per axis in metrics.jsonl,
+// `picotron explain`, the timeline and the report of a hang all read this one list, so nothing is
+// measured twice and the report cannot disagree with the run.
 //
 //   Recorder        a ring buffer, one per rank; a rank's threads share it
 //   record::Scope   notes begin in its constructor and end in its destructor
 //
-// A rank's threads find their Recorder through one thread-local pointer, the program's only mutable global: ranks may
-// be threads of one process, and a matrix product has no other way to know for whom it works.
-// Read next: dist/collectives.h (who writes most entries), dist/heartbeat.h (who reads the newest).
+// A rank's threads find their Recorder through one thread-local pointer, the program's only mutable
+// global: ranks may be threads of one process, and a matrix product has no other way to know for
+// whom it works. Read next: dist/collectives.h (who writes most entries), dist/heartbeat.h (who
+// reads the newest).
 #pragma once
 #include <array>
 #include <atomic>
@@ -21,35 +23,44 @@
 
 namespace picotron::record {
 
-enum class Kind : uint8_t { action, collective, send_receive, product, attention, optimizer, other };
+enum class Kind : uint8_t {
+  action,
+  collective,
+  send_receive,
+  product,
+  attention,
+  optimizer,
+  other
+};
 enum class Axis : uint8_t { none, tp, cp, pp, dp, dp_cp, world };
 inline constexpr int kAxes = 7;
 const char* name_of(Axis axis);
 
 struct Entry {
-  uint64_t sequence = 0;        // counts from 1 on each rank
+  uint64_t sequence = 0;  // counts from 1 on each rank
   Kind kind = Kind::other;
-  Axis axis = Axis::none;       // of the mesh, for communication
-  const char* what = "";        // a string literal: "all_reduce", "linear forward", …
-  std::array<int64_t, 4> shape{}; // first four sizes, 0 where there are fewer
-  int64_t bytes = 0;            // that this rank sends (communication), 0 otherwise
-  double flops = 0;             // of a product or attention call
+  Axis axis = Axis::none;            // of the mesh, for communication
+  const char* what = "";             // a string literal: "all_reduce", "linear forward", …
+  std::array<int64_t, 4> shape{};    // first four sizes, 0 where there are fewer
+  int64_t bytes = 0;                 // that this rank sends (communication), 0 otherwise
+  double flops = 0;                  // of a product or attention call
   int64_t begin_ns = 0, end_ns = 0;  // steady clock; end 0: still running
-  const char* file = "";        // where it was called
+  const char* file = "";             // where it was called
   uint32_t line = 0;
 };
 
-// One per rank. Thread-safe; the newest `capacity` entries are kept, the counters count all of them.
+// One per rank. Thread-safe; the newest `capacity` entries are kept, the counters count all of
+// them.
 class Recorder {
  public:
   explicit Recorder(int global_rank = 0, size_t capacity = 4096);
   int global_rank() const { return global_rank_; }
-  uint64_t begin(Entry entry);               // stamps sequence and begin_ns; returns the sequence
-  void end(uint64_t sequence);               // stamps end_ns, if the entry is still in the ring
-  Entry newest() const;                      // the entry begun last; sequence 0 if none
-  std::vector<Entry> entries() const;        // oldest first
-  int64_t bytes(Axis axis) const;            // sent on this axis since the start
-  double product_flops() const;              // of products and attention since the start
+  uint64_t begin(Entry entry);         // stamps sequence and begin_ns; returns the sequence
+  void end(uint64_t sequence);         // stamps end_ns, if the entry is still in the ring
+  Entry newest() const;                // the entry begun last; sequence 0 if none
+  std::vector<Entry> entries() const;  // oldest first
+  int64_t bytes(Axis axis) const;      // sent on this axis since the start
+  double product_flops() const;        // of products and attention since the start
 
  private:
   const int global_rank_;
@@ -60,7 +71,12 @@ class Recorder {
   double flops_ = 0;
 };
 
-Recorder* current();              // of the calling thread; null outside a rank
+Recorder* current();  // of the calling thread; null outside a rank
+
+using Bytes = std::array<int64_t, kAxes>;  // by axis
+Bytes bytes_sent();                        // by this rank since its start; zeros outside a rank
+Bytes bytes_sent_since(const Bytes& before);
+
 // Makes `recorder` the calling thread's own for as long as the object lives.
 class Attach {
  public:

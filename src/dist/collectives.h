@@ -1,17 +1,19 @@
 // Collectives: the only caller of c10d's process groups. What every rank of a group does together.
 //
-//   all_reduce      every rank ends with the sum of all                        x_r ← Σ_s x_s
-//   reduce_scatter  rank r ends with part r of the sum                         y_r ← Σ_s x_s[part r]
-//   all_gather      every rank ends with all parts, in rank order              y   ← concat_s x_s
+//   all_reduce      every rank ends with the sum of all                  x_r ← Σ_s x_s
+//   reduce_scatter  rank r ends with part r of the sum                   y_r ← Σ_s x_s[part r]
+//   all_gather      every rank ends with all parts, in rank order        y   ← concat_s x_s
 //   broadcast       every rank ends with the root's
 //
-// A group of size 1 makes each a no-op (or a copy), inside the operation. Each starts at once and returns a Work,
-// which holds its tensors; wait() before touching them. Destroying a Work that was not waited for is a bug (it waits
-// nowhere: destructors never run a collective). Each leaves an Entry in the record.
+// A group of size 1 makes each a no-op, inside the operation. Each starts at once, goes on in the
+// background (dist/channel.h) and returns a Work, which holds its tensors; wait() before touching
+// them. Destroying a Work that was not waited for is safe, but its tensors are then undefined. Each
+// leaves an Entry in the record.
 //
-// Gloo: reduce-scatter is an all-to-all of exact, uneven parts and a sum in rank order, in fp32 (bf16 and fp32
-// tensors) or fp64; all-reduce adds an all-gather. So the bits do not depend on timing and match between the two, and
-// c10d Gloo's own reduce-scatter (a clone and an all-reduce, twice the bytes) is not used.
+// Gloo: reduce-scatter is an all-to-all of exact, uneven parts and a sum in rank order, in fp32
+// (bf16 and fp32 tensors) or fp64, rounded once; all-reduce adds an all-gather. So the bits do not
+// depend on timing and match between the two, and c10d Gloo's own reduce-scatter (a clone and an
+// all-reduce, twice the bytes) is not used.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -24,8 +26,9 @@
 
 namespace picotron {
 
-// A collective under way. Movable; wait() returns when the result is in the output tensor, throws RunError naming the
-// rank that is lost or behind if the group's timeout passes (dist/heartbeat.h). wait() twice is harmless.
+// A collective under way. Movable; wait() returns when the result is in the output tensor, throws
+// RunError naming the rank that is lost or behind if the group's timeout passes (dist/heartbeat.h).
+// wait() twice is harmless.
 class [[nodiscard]] Work {
  public:
   Work() = default;  // already done
@@ -40,13 +43,15 @@ class [[nodiscard]] Work {
 
 using At = std::source_location;
 
-// Part r of a buffer of `numel` elements over `ranks` ranks is [part_begin(numel, ranks, r), part_begin(…, r + 1)):
-// as torch.tensor_split, the first numel % ranks parts are one longer.
+// Part r of a buffer of `numel` elements over `ranks` ranks is [part_begin(numel, ranks, r),
+// part_begin(…, r + 1)): as torch.tensor_split, the first numel % ranks parts are one longer.
 int64_t part_begin(int64_t numel, int64_t ranks, int64_t rank);
 
+// Sums are of float32, float64 and bfloat16 tensors.
 // x: contiguous, same numel on every rank; summed in place.
 Work all_reduce(const at::Tensor& x, const Group& group, At at = At::current());
-// x: contiguous 1-D; on return my part of x holds the sum, the other parts are undefined. Parts as part_begin.
+// x: contiguous 1-D; on return my part of x holds the sum, the other parts are undefined. Parts as
+// part_begin.
 Work reduce_scatter(const at::Tensor& x, const Group& group, At at = At::current());
 // x: contiguous 1-D; on entry my part (part_begin) is filled, on return all are.
 Work all_gather(const at::Tensor& x, const Group& group, At at = At::current());

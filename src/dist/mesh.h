@@ -4,13 +4,17 @@
 //
 //     global_rank = ((dp · pp_size + pp) · cp_size + cp) · tp_size + tp
 //
-// A Group is a set of ranks that communicate, seen from one of its members. A group of size 1 has no backend and its
-// collectives are no-ops (dist/collectives.h), so no caller ever asks `if (tp_size == 1)`. Groups are RAII and passed
-// to whoever needs them; there is no global. Read next: dist/collectives.h.
+// A Group is a set of ranks that communicate, seen from one of its members. A group of size 1 has
+// no channel and its collectives are no-ops (dist/collectives.h), so no caller ever asks `if
+// (tp_size == 1)`. Groups are RAII and passed to whoever needs them; there is no global. Read next:
+// dist/channel.h, dist/collectives.h.
 #pragma once
 #include <c10/util/intrusive_ptr.h>
+#include <torch/csrc/distributed/c10d/Store.hpp>
 
+#include <array>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,10 +23,12 @@
 
 namespace c10d {
 class Backend;
-class Store;
 }  // namespace c10d
 
 namespace picotron {
+
+class Channel;    // dist/channel.h
+class Heartbeat;  // dist/heartbeat.h
 
 // One value per axis of the mesh.
 struct AxisSizes {
@@ -32,9 +38,9 @@ struct AxisSizes {
 
 struct Group {
   record::Axis axis = record::Axis::none;
-  std::vector<int> global_ranks = {0};  // members in order of their rank in the group
-  int rank = 0;                         // mine in the group
-  std::shared_ptr<c10d::Backend> backend;  // null where size() == 1
+  std::vector<int> global_ranks = {0};    // members in order of their rank in the group
+  int rank = 0;                           // mine in the group
+  std::shared_ptr<Channel> channel = {};  // null where size() == 1
   int size() const { return static_cast<int>(global_ranks.size()); }
 };
 
@@ -43,24 +49,47 @@ struct Mesh {
   AxisSizes my;     // my coordinates (each counts from 0)
   int global_rank = 0;
   int world_size = 1;
-  Group tp, cp, dp, pp;
-  Group dp_cp;  // gradients are summed over it, optimizer state is sharded over it; cp innermost
-  Group world;  // norm, loss, decisions
+  Group tp = {}, cp = {}, dp = {}, pp = {};
+  Group dp_cp =
+      {};  // gradients are summed over it, optimizer state is sharded over it; cp innermost
+  Group world = {};  // norm, loss, decisions
   bool is_first_stage() const { return my.pp == 0; }
   bool is_last_stage() const { return my.pp == sizes.pp - 1; }
 };
+
+// Creates the backend of one group: members meet in `store`, each as `rank` of `size`. Gloo's is in
+// dist/gloo.h; NCCL's comes from the CUDA plug-in, which only the caller knows.
+struct BackendRequest {
+  c10::intrusive_ptr<c10d::Store> store;
+  int rank = 0, size = 1;
+  std::chrono::milliseconds timeout{600'000};  // of each operation
+};
+using BackendFactory = std::function<c10::intrusive_ptr<c10d::Backend>(const BackendRequest&)>;
 
 // Where this rank meets the others. `store` null: a world of one.
 struct Rendezvous {
   int global_rank = 0;
   int world_size = 1;
-  c10::intrusive_ptr<c10d::Store> store;
+  c10::intrusive_ptr<c10d::Store> store = {};
+  std::string address = "127.0.0.1";  // by which the other ranks reach this one
   std::chrono::milliseconds timeout{600'000};
+  BackendFactory backend = {};                // empty: Gloo on `address`
+  std::shared_ptr<Heartbeat> heartbeat = {};  // null: errors of a group name no rank
 };
 
-// Creates every group of this rank. Every rank of the world must call it with equal sizes and order.
-// Throws UserError if sizes.world() != rendezvous.world_size, RunError if a peer does not come in time.
-// `mesh_order`: axis names, outermost first, as in the config ("dp-pp-cp-tp").
-Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const std::string& mesh_order = "dp-pp-cp-tp");
+// The mesh with coordinates swapped for a rank and back. `mesh_order` names the axes, outermost
+// first, as in the config ("dp-pp-cp-tp"). Throws UserError where it does not name each axis once.
+AxisSizes coordinates_of(int global_rank, const AxisSizes& sizes,
+                         const std::string& mesh_order = "dp-pp-cp-tp");
+int global_rank_of(const AxisSizes& coordinates, const AxisSizes& sizes,
+                   const std::string& mesh_order = "dp-pp-cp-tp");
+// "dp 1, tp 0": the coordinates on axes longer than 1, for messages. Empty in a world of one.
+std::string place_of(int global_rank, const AxisSizes& sizes, const std::string& mesh_order);
+
+// Creates every group of this rank. Every rank of the world must call it with equal sizes and
+// order. Throws UserError if sizes.world() != rendezvous.world_size, RunError if a peer does not
+// come in time.
+Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
+               const std::string& mesh_order = "dp-pp-cp-tp");
 
 }  // namespace picotron

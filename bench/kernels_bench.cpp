@@ -1,0 +1,158 @@
+// How fast the fused kernels move memory, beside a copy of the same machine: for SmolLM-135M's
+// shapes (2,048 tokens, hidden 576, intermediate 1,536, 9 + 3 heads of 64, vocabulary 49,152 in
+// chunks of 256 tokens), bf16. bytes_per_second counts what a kernel must read and write, once.
+// Buffers are cycled through, so that a kernel finds its input in memory (or the last cache), not
+// where its own last call has left it.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <benchmark/benchmark.h>
+
+#include <cstring>
+
+#include "kernels/adamw.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/norm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+
+namespace picotron {
+namespace {
+
+constexpr int64_t kTokens = 2048, kHidden = 576, kIntermediate = 1536, kVocabulary = 49152;
+constexpr int64_t kChunk = 256, kHeads = 12, kHeadDim = 64, kParameters = 40'000'000;
+constexpr size_t kBuffers = 24;
+
+at::Tensor random_bf16(at::IntArrayRef sizes) {
+  return at::randn(sizes).to(at::kBFloat16);
+}
+
+std::vector<at::Tensor> buffers(at::IntArrayRef sizes, size_t count = kBuffers) {
+  std::vector<at::Tensor> all(count);
+  for (at::Tensor& one : all) one = random_bf16(sizes);
+  return all;
+}
+
+// Runs body(i) with i cycling through the buffers; `bytes`: read and written per call.
+template <class F>
+void measure(benchmark::State& state, double bytes, size_t count, F body) {
+  const at::NoGradGuard no_grad;
+  size_t i = 0;
+  for (auto _ : state) body(i++ % count);
+  state.SetBytesProcessed(static_cast<int64_t>(bytes * static_cast<double>(state.iterations())));
+}
+
+Body body_of(const benchmark::State& state) {
+  return state.range(0) == 0 ? Body::fused : Body::plain;
+}
+
+void copy(benchmark::State& state) {
+  const auto from = buffers({kTokens, 2 * kIntermediate}),
+             to = buffers({kTokens, 2 * kIntermediate});
+  const int64_t bytes = from[0].numel() * 2;
+  measure(state, 2.0 * static_cast<double>(bytes), kBuffers, [&](size_t i) {
+    at::parallel_for(0, bytes, 65536, [&](int64_t begin, int64_t end) {
+      std::memcpy(static_cast<char*>(to[i].data_ptr()) + begin,
+                  static_cast<char*>(from[i].data_ptr()) + begin, static_cast<size_t>(end - begin));
+    });
+  });
+}
+
+void norm_forward(benchmark::State& state) {
+  const auto x = buffers({kTokens, kHidden}), delta = buffers({kTokens, kHidden});
+  const at::Tensor weight = random_bf16({kHidden});
+  measure(state, 4.0 * 2 * kTokens * kHidden, kBuffers, [&](size_t i) {
+    benchmark::DoNotOptimize(add_rms_norm(x[i], delta[i], weight, 1e-5, body_of(state)));
+  });
+}
+
+void norm_backward(benchmark::State& state) {
+  const auto x = buffers({kTokens, kHidden}), dy = buffers({kTokens, kHidden}),
+             around = buffers({kTokens, kHidden});
+  const at::Tensor weight = random_bf16({kHidden}), dweight = at::zeros({kHidden});
+  const at::Tensor rstd = rms_norm(x[0], weight, 1e-5).rstd;
+  measure(state, 4.0 * 2 * kTokens * kHidden, kBuffers, [&](size_t i) {
+    benchmark::DoNotOptimize(
+        rms_norm_backward(dy[i], x[i], rstd, weight, around[i], dweight, body_of(state)));
+  });
+}
+
+void rope(benchmark::State& state) {
+  const auto qkv = buffers({kTokens, (kHeads + 3) * kHeadDim});
+  const RopeTables tables =
+      rope_tables(kTokens, kHeadDim, 1e4, std::nullopt, at::kBFloat16, at::kCPU);
+  const at::Tensor positions = at::arange(kTokens, at::kLong);
+  measure(state, 2.0 * 2 * kTokens * kHeads * kHeadDim, kBuffers, [&](size_t i) {
+    apply_rope_(qkv[i].narrow(1, 0, kHeads * kHeadDim).unflatten(1, {kHeads, kHeadDim}), positions,
+                tables, false, body_of(state));
+  });
+}
+
+void swiglu_forward(benchmark::State& state) {
+  const auto gate_up = buffers({kTokens, 2 * kIntermediate});
+  measure(state, 3.0 * 2 * kTokens * kIntermediate, kBuffers,
+          [&](size_t i) { benchmark::DoNotOptimize(swiglu(gate_up[i], body_of(state))); });
+}
+
+void swiglu_backward_pass(benchmark::State& state) {
+  const auto gate_up = buffers({kTokens, 2 * kIntermediate}),
+             dy = buffers({kTokens, kIntermediate});
+  measure(state, 5.0 * 2 * kTokens * kIntermediate, kBuffers, [&](size_t i) {
+    benchmark::DoNotOptimize(swiglu_backward(dy[i], gate_up[i], body_of(state)));
+  });
+}
+
+void cross_entropy_forward(benchmark::State& state) {
+  const auto logits = buffers({kChunk, kVocabulary}, 8);
+  const at::Tensor targets = at::randint(kVocabulary, {kChunk}, at::kLong);
+  measure(state, 2.0 * kChunk * kVocabulary, 8, [&](size_t i) {
+    benchmark::DoNotOptimize(cross_entropy_statistics(logits[i], targets, 0, body_of(state)));
+  });
+}
+
+void cross_entropy_backward(benchmark::State& state) {
+  const auto logits = buffers({kChunk, kVocabulary}, 8);
+  const at::Tensor targets = at::randint(kVocabulary, {kChunk}, at::kLong);
+  const at::Tensor lse = at::full({kChunk}, 11.0f);
+  measure(state, 2.0 * 2 * kChunk * kVocabulary, 8, [&](size_t i) {
+    cross_entropy_gradient_(logits[i], targets, 0, lse, 1, body_of(state));
+  });
+}
+
+void adamw(benchmark::State& state) {
+  const at::Tensor master = at::randn({kParameters}), gradient = at::randn({kParameters});
+  const at::Tensor m = at::zeros({kParameters}), v = at::zeros({kParameters});
+  const at::Tensor compute_copy = master.to(at::kBFloat16), scale = at::scalar_tensor(0.5f);
+  const AdamWOptions options = {.learning_rate = 1e-3,
+                                .beta1 = 0.9,
+                                .beta2 = 0.95,
+                                .eps = 1e-8,
+                                .weight_decay = 0.1,
+                                .step = 10};
+  measure(state, 30.0 * kParameters, 1, [&](size_t) {
+    adamw_(master, m, v, gradient, compute_copy, scale, options, body_of(state));
+  });
+}
+
+void norm_of_gradients(benchmark::State& state) {
+  const at::Tensor x = at::randn({kParameters});
+  measure(state, 4.0 * kParameters, 1,
+          [&](size_t) { benchmark::DoNotOptimize(sum_of_squares(x, body_of(state))); });
+}
+
+BENCHMARK(copy)->UseRealTime();
+#define PICOTRON_BENCHMARK(name) BENCHMARK(name)->ArgName("plain")->Arg(0)->Arg(1)->UseRealTime()
+PICOTRON_BENCHMARK(norm_forward);
+PICOTRON_BENCHMARK(norm_backward);
+PICOTRON_BENCHMARK(rope);
+PICOTRON_BENCHMARK(swiglu_forward);
+PICOTRON_BENCHMARK(swiglu_backward_pass);
+PICOTRON_BENCHMARK(cross_entropy_forward);
+PICOTRON_BENCHMARK(cross_entropy_backward);
+PICOTRON_BENCHMARK(adamw);
+PICOTRON_BENCHMARK(norm_of_gradients);
+
+}  // namespace
+}  // namespace picotron
+
+BENCHMARK_MAIN();

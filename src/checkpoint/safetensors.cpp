@@ -1,0 +1,460 @@
+// Reader and writer of safetensors; safetensors.h draws the format.
+// Reading trusts nothing: each number of the header is checked against the size of the file before
+// it is used, and nothing is allocated but the header itself. Writing is: header, data, fsync,
+// rename, fsync of the folder, in that order; a crash at any point leaves the old file or the new.
+#include "checkpoint/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <set>
+#include <tuple>
+
+#include "core/error.h"
+
+namespace picotron {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the mapped bytes are used as they are");
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the safetensors package
+constexpr size_t kMaxRank = 64;                    // LibTorch's own
+constexpr int kMaxDepth = 3;                       // file, tensor, its shape
+
+struct TypeInfo {
+  StoredType type;
+  std::string_view name;
+  int64_t bits;
+};
+constexpr std::array<TypeInfo, 20> kTypes{{
+    {StoredType::C64, "C64", 64},        {StoredType::F64, "F64", 64},
+    {StoredType::I64, "I64", 64},        {StoredType::U64, "U64", 64},
+    {StoredType::F32, "F32", 32},        {StoredType::I32, "I32", 32},
+    {StoredType::U32, "U32", 32},        {StoredType::F16, "F16", 16},
+    {StoredType::BF16, "BF16", 16},      {StoredType::I16, "I16", 16},
+    {StoredType::U16, "U16", 16},        {StoredType::F8_E4M3, "F8_E4M3", 8},
+    {StoredType::F8_E5M2, "F8_E5M2", 8}, {StoredType::F8_E8M0, "F8_E8M0", 8},
+    {StoredType::I8, "I8", 8},           {StoredType::U8, "U8", 8},
+    {StoredType::BOOL, "BOOL", 8},       {StoredType::F6_E2M3, "F6_E2M3", 6},
+    {StoredType::F6_E3M2, "F6_E3M2", 6}, {StoredType::F4, "F4", 4},
+}};
+
+const TypeInfo& info_of(StoredType type) {
+  return kTypes[static_cast<size_t>(type)];
+}
+
+template <class... Args>
+[[nodiscard]] UserError unsound(const fs::path& file, fmt::format_string<Args...> format,
+                                Args&&... args) {
+  return user_error("{} is not a sound safetensors file: {}; download or export it again",
+                    file.string(), fmt::format(format, std::forward<Args>(args)...));
+}
+
+// Absent when the size in bytes does not fit, or does not fill whole bytes.
+std::optional<int64_t> byte_size(StoredType type, const std::vector<int64_t>& shape) {
+  int64_t bits = info_of(type).bits;
+  for (const int64_t size : shape) {
+    if (__builtin_mul_overflow(bits, size, &bits)) return std::nullopt;
+  }
+  return bits % 8 == 0 ? std::optional(bits / 8) : std::nullopt;
+}
+
+// A mistake found while the header is being parsed, where nlohmann-json's own checks end.
+struct HeaderMistake : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Parses JSON, refusing what nlohmann-json would let pass: keys given twice (it keeps the last one)
+// and nesting that no honest file has.
+json parse_strictly(std::string_view text, int max_depth) {
+  std::vector<std::set<std::string>> keys;
+  const auto inspect = [&](int depth, json::parse_event_t event, json& parsed) {
+    using enum json::parse_event_t;
+    if ((event == object_start || event == array_start) && depth >= max_depth) {
+      throw HeaderMistake("it is nested too deeply");
+    }
+    if (event == object_start) keys.emplace_back();
+    if (event == object_end) keys.pop_back();
+    if (event == key && !keys.back().insert(parsed.get<std::string>()).second) {
+      throw HeaderMistake(fmt::format("\"{}\" is there twice", parsed.get<std::string>()));
+    }
+    return true;
+  };
+  return json::parse(text, inspect);
+}
+
+std::vector<int64_t> read_numbers(const fs::path& file, const std::string& name,
+                                  const std::string& key, const json& entry) {
+  const auto found = entry.find(key);
+  if (found == entry.end() || !found->is_array()) {
+    throw unsound(file, "tensor \"{}\" has no list \"{}\"", name, key);
+  }
+  std::vector<int64_t> numbers;
+  for (const json& number : *found) {
+    // A negative number, a fraction and one above 2^64 are of other JSON types.
+    if (!number.is_number_unsigned() || number.get<uint64_t>() > uint64_t{INT64_MAX}) {
+      throw unsound(file, "{} of tensor \"{}\" holds {}", key, name, number.dump());
+    }
+    numbers.push_back(number.get<int64_t>());
+  }
+  return numbers;
+}
+
+struct Placed {
+  int64_t begin, end;
+  std::string name;
+};
+
+// One tensor's entry, checked by itself; where it lies among the others is checked by the caller.
+StoredTensor read_entry(const fs::path& file, const std::string& name, const json& entry,
+                        std::span<const std::byte> data, std::vector<Placed>& placed) {
+  if (!entry.is_object()) throw unsound(file, "the entry of tensor \"{}\" is not an object", name);
+  const auto dtype = entry.find("dtype");
+  if (dtype == entry.end() || !dtype->is_string()) {
+    throw unsound(file, "tensor \"{}\" has no \"dtype\"", name);
+  }
+  const auto* known = std::find_if(kTypes.begin(), kTypes.end(), [&](const TypeInfo& info) {
+    return info.name == dtype->get_ref<const std::string&>();
+  });
+  if (known == kTypes.end()) {
+    throw unsound(file, "tensor \"{}\" has the unknown dtype {}", name, dtype->dump());
+  }
+  std::vector<int64_t> shape = read_numbers(file, name, "shape", entry);
+  if (shape.size() > kMaxRank) {
+    throw unsound(file, "tensor \"{}\" has {} dimensions", name, shape.size());
+  }
+  const std::vector<int64_t> offsets = read_numbers(file, name, "data_offsets", entry);
+  if (offsets.size() != 2 || offsets[0] > offsets[1]) {
+    throw unsound(file, "data_offsets of tensor \"{}\" are not a begin and an end", name);
+  }
+  if (static_cast<uint64_t>(offsets[1]) > data.size()) {
+    throw unsound(file, "tensor \"{}\" ends at byte {} of {} bytes of data", name, offsets[1],
+                  data.size());
+  }
+  const std::optional<int64_t> size = byte_size(known->type, shape);
+  if (!size || *size != offsets[1] - offsets[0]) {
+    throw unsound(file, "tensor \"{}\" of dtype {} and shape [{}] does not fill its {} bytes", name,
+                  known->name, fmt::join(shape, ", "), offsets[1] - offsets[0]);
+  }
+  placed.push_back({offsets[0], offsets[1], name});
+  return {known->type, std::move(shape),
+          data.subspan(static_cast<size_t>(offsets[0]), static_cast<size_t>(*size))};
+}
+
+void check_cover(const fs::path& file, std::vector<Placed> placed, size_t data_bytes) {
+  std::sort(placed.begin(), placed.end(), [](const Placed& a, const Placed& b) {
+    return std::tie(a.begin, a.end) < std::tie(b.begin, b.end);
+  });
+  int64_t reached = 0;
+  for (const Placed& tensor : placed) {
+    if (tensor.begin != reached) {
+      throw unsound(file,
+                    "tensor \"{}\" begins at byte {}, {} byte {}, where the one before it ends",
+                    tensor.name, tensor.begin,
+                    tensor.begin < reached ? "inside the data up to" : "after", reached);
+    }
+    reached = tensor.end;
+  }
+  if (static_cast<size_t>(reached) != data_bytes) {
+    throw unsound(file, "{} bytes follow the last tensor",
+                  data_bytes - static_cast<size_t>(reached));
+  }
+}
+
+struct Mapping {
+  std::shared_ptr<const std::byte> bytes;
+  size_t size = 0;
+};
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  [[nodiscard]] int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+Mapping map_file(const fs::path& file) {
+  const Descriptor fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  struct stat status {};
+  if (fd.get() < 0 || ::fstat(fd.get(), &status) != 0) {
+    throw user_error("cannot read {}: {}", file.string(), std::strerror(errno));
+  }
+  if (!S_ISREG(status.st_mode)) throw user_error("{} is not a file", file.string());
+  const auto size = static_cast<size_t>(status.st_size);
+  if (size < 8) throw unsound(file, "it is {} bytes long, shorter than any", size);
+  void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
+  if (address == MAP_FAILED) {
+    throw user_error("cannot map {}: {}", file.string(), std::strerror(errno));
+  }
+  return {std::shared_ptr<const std::byte>(
+              static_cast<const std::byte*>(address),
+              [size](const std::byte* at) { ::munmap(const_cast<std::byte*>(at), size); }),
+          size};
+}
+
+}  // namespace
+
+std::string_view stored_type_name(StoredType type) {
+  return info_of(type).name;
+}
+int64_t stored_type_bits(StoredType type) {
+  return info_of(type).bits;
+}
+
+SafetensorsFile::SafetensorsFile(const fs::path& file) {
+  const Mapping mapping = map_file(file);
+  mapping_ = mapping.bytes;
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, mapping_.get(), sizeof header_bytes);
+  if (header_bytes > kMaxHeaderBytes) {
+    throw unsound(file, "it says its header is {} bytes long, above the limit of {}", header_bytes,
+                  kMaxHeaderBytes);
+  }
+  if (header_bytes > mapping.size - 8) {
+    throw unsound(file, "it says its header is {} bytes long, and {} bytes follow", header_bytes,
+                  mapping.size - 8);
+  }
+  const std::string_view text(reinterpret_cast<const char*>(mapping_.get()) + 8, header_bytes);
+  const std::span<const std::byte> data(mapping_.get() + 8 + header_bytes,
+                                        mapping.size - 8 - header_bytes);
+  json header;
+  try {
+    if (!text.starts_with('{')) throw HeaderMistake("it does not begin with {");
+    header = parse_strictly(text, kMaxDepth);
+  } catch (const json::exception& error) {
+    const auto* where = dynamic_cast<const json::parse_error*>(&error);
+    throw unsound(file, "its header is not JSON from byte {} on", where ? where->byte : 0);
+  } catch (const HeaderMistake& mistake) {
+    throw unsound(file, "its header is wrong: {}", mistake.what());
+  }
+  std::vector<Placed> placed;
+  for (const auto& [name, entry] : header.items()) {
+    if (name == "__metadata__") {
+      if (!entry.is_object()) throw unsound(file, "__metadata__ is not an object");
+      for (const auto& [key, value] : entry.items()) {
+        if (!value.is_string()) throw unsound(file, "__metadata__ \"{}\" is not a string", key);
+        metadata_.emplace(key, value.get<std::string>());
+      }
+    } else {
+      tensors_.emplace(name, read_entry(file, name, entry, data, placed));
+    }
+  }
+  check_cover(file, std::move(placed), data.size());
+}
+
+// ----------------------------------------------------------------------------------------------
+// folders
+
+namespace {
+
+constexpr std::string_view kSingleFile = "model.safetensors";
+constexpr std::string_view kIndexFile = "model.safetensors.index.json";
+
+// tensor name -> file name, as the index says it.
+std::map<std::string, std::string> read_index(const fs::path& file) {
+  const Mapping mapping = map_file(file);
+  const std::string_view text(reinterpret_cast<const char*>(mapping.bytes.get()), mapping.size);
+  json index;
+  try {
+    index = parse_strictly(text, kMaxDepth);
+  } catch (const json::exception& error) {
+    const auto* where = dynamic_cast<const json::parse_error*>(&error);
+    throw user_error("{} is not JSON from byte {} on; download or export it again", file.string(),
+                     where ? where->byte : 0);
+  } catch (const HeaderMistake& mistake) {
+    throw user_error("{} is wrong: {}; download or export it again", file.string(), mistake.what());
+  }
+  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
+    throw user_error("{} has no object \"weight_map\" from tensors to files", file.string());
+  }
+  std::map<std::string, std::string> files;
+  for (const auto& [name, value] : index["weight_map"].items()) {
+    const std::string shard = value.is_string() ? value.get<std::string>() : "";
+    // A bare name and nothing else: an index that came with a download must not reach outside.
+    if (shard.empty() || shard == "." || shard == ".." || shard.find('\0') != std::string::npos ||
+        fs::path(shard).filename() != fs::path(shard)) {
+      throw user_error("{} puts tensor \"{}\" in {}, which is not the name of a file beside it",
+                       file.string(), name, value.dump());
+    }
+    files.emplace(name, shard);
+  }
+  return files;
+}
+
+}  // namespace
+
+bool SafetensorsFolder::has_weights(const fs::path& folder) {
+  std::error_code unreadable;  // the same as absent
+  return fs::is_regular_file(folder / kSingleFile, unreadable) ||
+         fs::is_regular_file(folder / kIndexFile, unreadable);
+}
+
+SafetensorsFolder::SafetensorsFolder(const fs::path& folder) {
+  if (!has_weights(folder)) {
+    throw user_error("{} holds neither {} nor {}; give a folder of weights in safetensors",
+                     folder.string(), kSingleFile, kIndexFile);
+  }
+  std::error_code ignored;
+  if (fs::is_regular_file(folder / kSingleFile, ignored)) {
+    files_.emplace_back(folder / kSingleFile);
+    tensors_ = files_.back().tensors();
+    for (const auto& [name, tensor] : tensors_) file_of_.emplace(name, folder / kSingleFile);
+    return;
+  }
+  const fs::path index = folder / kIndexFile;
+  const std::map<std::string, std::string> shard_of = read_index(index);
+  std::map<std::string, const SafetensorsFile*> opened;
+  files_.reserve(shard_of.size());  // pointers into it stay good
+  for (const auto& [name, shard] : shard_of) {
+    if (!opened.contains(shard)) {
+      if (!fs::exists(folder / shard, ignored)) {
+        throw user_error("{} puts tensor \"{}\" in {}, which is not there; download it too",
+                         index.string(), name, (folder / shard).string());
+      }
+      opened[shard] = &files_.emplace_back(folder / shard);
+    }
+    const auto found = opened[shard]->tensors().find(name);
+    if (found == opened[shard]->tensors().end()) {
+      throw user_error("{} puts tensor \"{}\" in {}, which does not hold it; download both again",
+                       index.string(), name, (folder / shard).string());
+    }
+    tensors_.emplace(name, found->second);
+    file_of_.emplace(name, folder / shard);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------
+// writing
+
+namespace {
+
+// A file that gets its name when it is whole. Leaving before commit() removes it.
+class NewFile {
+ public:
+  explicit NewFile(const fs::path& file)
+      : file_(file),
+        partial_(file.string() + ".partial"),
+        fd_(::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
+    if (fd_.get() >= 0) return;
+    // Where it may be written is the user's choice; that the disk is full or broken is not.
+    if (errno == EACCES || errno == EPERM || errno == EROFS || errno == ENOENT ||
+        errno == ENOTDIR) {
+      throw user_error("cannot write {}: {}; choose a folder that exists and is yours",
+                       file.string(), std::strerror(errno));
+    }
+    throw failed("create");
+  }
+  ~NewFile() {
+    if (!committed_) ::unlink(partial_.c_str());
+  }
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+
+  void append(std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+      // One call moves at most 2 GiB on Linux, and may move less: on a full disk, or by a signal.
+      const ssize_t written = ::write(fd_.get(), bytes.data(), bytes.size());
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) throw failed("write");
+      bytes = bytes.subspan(static_cast<size_t>(written));
+    }
+  }
+  void append(std::string_view text) { append(std::as_bytes(std::span(text))); }
+
+  void commit() {
+    if (::fsync(fd_.get()) != 0) throw failed("flush");
+    if (::rename(partial_.c_str(), file_.c_str()) != 0) throw failed("rename");
+    committed_ = true;
+    sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));
+  }
+
+ private:
+  [[nodiscard]] RunError failed(std::string_view action) const {
+    const int reason = errno;
+    return run_error("cannot {} {}: {}{}", action, file_.string(), std::strerror(reason),
+                     reason == ENOSPC ? "; make room or choose another folder" : "");
+  }
+
+  fs::path file_;
+  std::string partial_;
+  Descriptor fd_;
+  bool committed_ = false;
+};
+
+}  // namespace
+
+int64_t TensorHeader::bytes() const {
+  const std::optional<int64_t> size = byte_size(type, shape);
+  check(size.has_value(), fmt::format("the size of tensor {} overflows", name));
+  return *size;
+}
+
+void write_safetensors(const fs::path& file, std::vector<TensorHeader> tensors,
+                       const std::map<std::string, std::string>& metadata,
+                       const TensorSource& source) {
+  std::sort(tensors.begin(), tensors.end(), [](const TensorHeader& a, const TensorHeader& b) {
+    const int64_t a_bits = stored_type_bits(a.type), b_bits = stored_type_bits(b.type);
+    return std::tie(b_bits, a.name) < std::tie(a_bits, b.name);
+  });
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  int64_t reached = 0;
+  for (const TensorHeader& tensor : tensors) {
+    check(tensor.name != "__metadata__" && !header.contains(tensor.name),
+          fmt::format("tensor name {} is taken", tensor.name));
+    const int64_t end = reached + tensor.bytes();
+    header[tensor.name] = {{"dtype", stored_type_name(tensor.type)},
+                           {"shape", tensor.shape},
+                           {"data_offsets", {reached, end}}};
+    reached = end;
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  check(text.size() <= kMaxHeaderBytes, "the header is above the limit of the format");
+  const uint64_t header_bytes = text.size();
+
+  NewFile out(file);
+  out.append(std::as_bytes(std::span(&header_bytes, 1)));
+  out.append(text);
+  for (const TensorHeader& tensor : tensors) {
+    const std::span<const std::byte> bytes = source(tensor);
+    check(static_cast<int64_t>(bytes.size()) == tensor.bytes(),
+          fmt::format("tensor {} came with {} bytes", tensor.name, bytes.size()));
+    out.append(bytes);
+  }
+  out.commit();
+}
+
+void write_text_file(const fs::path& file, std::string_view text) {
+  NewFile out(file);
+  out.append(text);
+  out.commit();
+}
+
+void sync_folder(const fs::path& folder) {
+  const Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // Some file systems cannot flush a folder (EINVAL); there is nothing more to do on those.
+  if (fd.get() < 0 || (::fsync(fd.get()) != 0 && errno != EINVAL)) {
+    throw run_error("cannot flush folder {}: {}", folder.string(), std::strerror(errno));
+  }
+}
+
+}  // namespace picotron

@@ -1,0 +1,23 @@
+// The sub-commands, one file each. A command takes the arguments after its name and returns the
+// exit code; what goes wrong it throws (core/error.h), to be caught once in main.cpp, which holds
+// the table of commands.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace picotron {
+
+struct Command {
+  const char* name;
+  const char* summary;  // one line of `picotron --help`
+  int (*run)(const std::vector<std::string>& arguments);
+};
+
+int bench_command(const std::vector<std::string>& arguments);
+int config_command(const std::vector<std::string>& arguments);
+int create_config_command(const std::vector<std::string>& arguments);
+int export_command(const std::vector<std::string>& arguments);
+int generate_command(const std::vector<std::string>& arguments);
+int train_command(const std::vector<std::string>& arguments);
+
+}  // namespace picotron

@@ -1,0 +1,280 @@
+// What no single key can say: sizes that must divide each other, values that exclude each other,
+// features that are not built. All reasons are given at once, each with values that would work.
+// Also the arithmetic of the batch:
+//
+//     global batch [sequences] = micro_batch_size · gradient_accumulation_steps · dp_size
+//     tokens per step          = global batch · seq_length
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/config_table.h"
+#include "core/error.h"
+
+namespace picotron {
+namespace {
+
+using config_table::Built;
+using config_table::Field;
+
+constexpr int64_t most_ranks = 65536;
+
+// Every reason, then one exception.
+class Reasons {
+ public:
+  explicit Reasons(const Config& config)
+      : prefix_(config.source.empty() ? "" : config.source + ": ") {}
+  template <class... Args>
+  void add(fmt::format_string<Args...> format, Args&&... args) {
+    text_ +=
+        (text_.empty() ? "" : "\n") + prefix_ + fmt::format(format, std::forward<Args>(args)...);
+  }
+  void throw_if_any() const {
+    if (!text_.empty()) throw UserError(text_);
+  }
+
+ private:
+  std::string prefix_, text_;
+};
+
+bool is_asked(const Field& field, const Config& config) {
+  if (field.built.asked != nullptr) return field.built.asked(config);
+  return !config_table::is_default(field, config);
+}
+
+std::vector<int64_t> divisors(int64_t n) {
+  std::vector<int64_t> small, large;
+  for (int64_t d = 1; d <= n / d; ++d) {
+    if (n % d != 0) continue;
+    small.push_back(d);
+    if (d != n / d) large.push_back(n / d);
+  }
+  small.insert(small.end(), large.rbegin(), large.rend());
+  return small;
+}
+
+// "1, 2, 4 or 8", at most eight of them.
+std::string listed(const std::vector<int64_t>& values) {
+  std::string text;
+  const size_t shown = std::min<size_t>(values.size(), 8);
+  for (size_t i = 0; i < shown; ++i) {
+    const char* joint = i == 0 ? "" : i + 1 == shown ? " or " : ", ";
+    text += joint + std::to_string(values[i]);
+  }
+  return text;
+}
+
+void check_batch(const Config& config, Reasons& reasons) {
+  const Training& t = config.training;
+  if (t.global_batch_size) {
+    const int64_t dp = config.distributed.dp_size, wanted = *t.global_batch_size;
+    const int64_t one_round = t.micro_batch_size * dp;
+    if (wanted % one_round != 0) {
+      const int64_t below = wanted / one_round * one_round;
+      const std::string sizes = below > 0 ? fmt::format("{} or {}", below, below + one_round)
+                                          : fmt::format("{}", one_round);
+      const std::string micro =
+          wanted % dp == 0 && wanted / dp <= 1'000'000'000
+              ? fmt::format(", or micro_batch_size {}", listed(divisors(wanted / dp)))
+              : "";
+      reasons.add(
+          "global_batch_size {} is not a multiple of micro_batch_size {} · dp_size {} = {}; use "
+          "global_batch_size {}{}",
+          wanted, t.micro_batch_size, dp, one_round, sizes, micro);
+      return;
+    }
+  }
+  // In double, because this asks whether the product fits.
+  const double tokens = static_cast<double>(t.micro_batch_size) *
+                        static_cast<double>(t.seq_length) *
+                        static_cast<double>(gradient_accumulation_steps(config)) *
+                        static_cast<double>(config.distributed.dp_size);
+  if (tokens > 1e15) {
+    reasons.add(
+        "a step would have {:.1e} tokens; lower micro_batch_size, gradient_accumulation_steps, "
+        "seq_length or dp_size until it has at most 1e15",
+        tokens);
+  }
+}
+
+void check_sequence(const Config& config, Reasons& reasons) {
+  const int64_t cp = config.distributed.cp_size, tp = config.distributed.tp_size;
+  const int64_t over_cp = cp > 1 ? 2 * cp : 1;
+  const int64_t over_tp = config.distributed.sequence_parallel ? tp : 1;
+  const int64_t divisor = over_cp * over_tp, length = config.training.seq_length;
+  if (length % divisor == 0) return;
+  const int64_t below = length / divisor * divisor;
+  const std::string sizes =
+      below > 0 ? fmt::format("{} or {}", below, below + divisor) : fmt::format("{}", divisor);
+  reasons.add("seq_length {} is not a multiple of {} ({}{}{}); use {}", length, divisor,
+              over_cp > 1 ? "2 · cp_size" : "", over_cp > 1 && over_tp > 1 ? " · " : "",
+              over_tp > 1 ? "tp_size" : "", sizes);
+}
+
+void check_schedule(const Config& config, Reasons& reasons) {
+  const Training& t = config.training;
+  if (t.warmup_steps > t.total_train_steps) {
+    reasons.add("warmup_steps {} exceeds total_train_steps {}; use at most {}", t.warmup_steps,
+                t.total_train_steps, t.total_train_steps);
+  } else if (t.lr_schedule == LrSchedule::wsd) {
+    const double total = static_cast<double>(t.total_train_steps);
+    const auto decay = static_cast<int64_t>(std::ceil(t.lr_decay_ratio * total));
+    if (t.warmup_steps + decay > t.total_train_steps) {
+      reasons.add(
+          "warmup_steps {} and lr_decay_ratio {} ({} steps) together exceed total_train_steps {}; "
+          "use "
+          "lr_decay_ratio {:.3g} or less",
+          t.warmup_steps, t.lr_decay_ratio, decay, t.total_train_steps,
+          std::floor(1000 * static_cast<double>(t.total_train_steps - t.warmup_steps) / total) /
+              1000);
+    }
+  }
+}
+
+void check_device(const Config& config, Reasons& reasons) {
+  const Distributed& d = config.distributed;
+  if (d.use_cpu == true && d.backend == Backend::nccl) {
+    reasons.add("distributed.backend \"nccl\" needs a GPU and use_cpu is true; use \"gloo\"");
+  }
+  if (d.use_cpu == false && d.ranks == Ranks::threads) {
+    reasons.add(
+        "distributed.ranks \"threads\" is for the CPU and use_cpu is false; use \"processes\"");
+  }
+  if (d.use_cpu == false && config.model.dtype == DType::float64) {
+    reasons.add("model.dtype \"float64\" is for the CPU and use_cpu is false; use \"float32\"");
+  }
+}
+
+void check_heads(const Config& config, Reasons& reasons) {
+  const ModelKeys& m = config.model;
+  if (m.num_attention_heads && m.num_key_value_heads &&
+      *m.num_attention_heads % *m.num_key_value_heads != 0) {
+    reasons.add("num_key_value_heads {} does not divide num_attention_heads {}; use {}",
+                *m.num_key_value_heads, *m.num_attention_heads,
+                listed(divisors(*m.num_attention_heads)));
+  }
+  if (m.head_dim && *m.head_dim % 2 != 0) {
+    reasons.add("head_dim {} is odd and rotary embeddings turn pairs; use {}", *m.head_dim,
+                *m.head_dim + 1);
+  }
+}
+
+void add_layout_reasons(const Config& config, int64_t heads, int64_t kv_heads, int64_t layers,
+                        Reasons& reasons) {
+  const Distributed& d = config.distributed;
+  const auto fits = [&](int64_t tp) {
+    return heads % tp == 0 && (kv_heads % tp == 0 || tp % kv_heads == 0);
+  };
+  if (!fits(d.tp_size)) {
+    std::vector<int64_t> sizes = divisors(heads);
+    std::erase_if(sizes, [&](int64_t tp) { return !fits(tp); });
+    const bool splits_queries = heads % d.tp_size == 0;
+    reasons.add("tp_size {} does not {} {} {}; use {}", d.tp_size,
+                splits_queries ? "divide and is no multiple of" : "divide",
+                splits_queries ? "num_key_value_heads" : "num_attention_heads",
+                splits_queries ? kv_heads : heads, listed(sizes));
+  }
+  if (d.pp_size * d.pp_chunks > layers) {
+    reasons.add(
+        "pp_size {} · pp_chunks {} exceeds num_hidden_layers {}; each chunk of a stage needs a "
+        "layer",
+        d.pp_size, d.pp_chunks, layers);
+  }
+}
+
+}  // namespace
+
+void check(const Config& config) {
+  Reasons reasons(config);
+  for (const Field& field : config_table::table()) {
+    if (field.built.kind == Built::Kind::refused && is_asked(field, config)) {
+      reasons.add("{} {} is not built yet; {}", field.name(),
+                  config_table::value_text(field, config), field.built.instead);
+    }
+  }
+  check_batch(config, reasons);
+  check_sequence(config, reasons);
+  check_schedule(config, reasons);
+  check_device(config, reasons);
+  check_heads(config, reasons);
+  const Distributed& d = config.distributed;
+  const double ranks = static_cast<double>(d.dp_size) * static_cast<double>(d.pp_size) *
+                       static_cast<double>(d.cp_size) * static_cast<double>(d.tp_size);
+  if (ranks > most_ranks) {
+    reasons.add("dp_size · pp_size · cp_size · tp_size is {:.3g} ranks; use at most {}", ranks,
+                most_ranks);
+  }
+  reasons.throw_if_any();
+}
+
+void check_layout(const Config& config, int64_t num_attention_heads, int64_t num_key_value_heads,
+                  int64_t num_hidden_layers) {
+  Reasons reasons(config);
+  add_layout_reasons(config, num_attention_heads, num_key_value_heads, num_hidden_layers, reasons);
+  reasons.throw_if_any();
+}
+
+void check_world_size(const Config& config, int64_t started) {
+  const int64_t asked = world_size(config);
+  if (started == asked) return;
+  const Distributed& d = config.distributed;
+  const int64_t others = asked / d.dp_size;
+  const std::string dp = started % others == 0
+                             ? fmt::format(", or set distributed.dp_size to {}", started / others)
+                             : "";
+  Reasons reasons(config);
+  reasons.add(
+      "{} ranks were started, and dp_size {} · pp_size {} · cp_size {} · tp_size {} is {}; start "
+      "{}{}",
+      started, d.dp_size, d.pp_size, d.cp_size, d.tp_size, asked, asked, dp);
+  reasons.throw_if_any();
+}
+
+std::vector<std::string> warnings(const Config& config) {
+  std::vector<std::string> sentences;
+  for (const Field& field : config_table::table()) {
+    if (field.built.kind == Built::Kind::warned && is_asked(field, config)) {
+      sentences.push_back(fmt::format("{} {} is not built yet: {}", field.name(),
+                                      config_table::value_text(field, config),
+                                      field.built.instead));
+    }
+  }
+  return sentences;
+}
+
+int64_t world_size(const Config& config) {
+  const Distributed& d = config.distributed;
+  return d.dp_size * d.pp_size * d.cp_size * d.tp_size;
+}
+
+int64_t gradient_accumulation_steps(const Config& config) {
+  const Training& t = config.training;
+  if (!t.global_batch_size) return t.gradient_accumulation_steps;
+  return *t.global_batch_size / (t.micro_batch_size * config.distributed.dp_size);
+}
+
+int64_t global_batch_size(const Config& config) {
+  return config.training.micro_batch_size * gradient_accumulation_steps(config) *
+         config.distributed.dp_size;
+}
+
+int64_t tokens_per_step(const Config& config) {
+  return global_batch_size(config) * config.training.seq_length;
+}
+
+void resolve_environment(Config& config, const std::function<const char*(const char*)>& get) {
+  for (const Field& field : config_table::table()) {
+    if (field.section != "environment") continue;
+    const std::string key(field.key);
+    const char* text = get(key.c_str());
+    if (text == nullptr || *text == '\0') continue;
+    if (!config_table::set(field, config, config_table::from_text(field, text, key))) {
+      throw user_error("{} in the process environment is {}; it must be {}", key,
+                       json_text::quote(text), config_table::requirement(field));
+    }
+  }
+  if (!config.environment.FLASH_ATTEN) config.model.use_flash_attention = false;
+}
+
+}  // namespace picotron

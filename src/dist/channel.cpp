@@ -1,0 +1,111 @@
+#include "dist/channel.h"
+
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+
+#include <memory>
+
+namespace picotron {
+namespace {
+
+constexpr int kTags = 1 << 30;  // of collectives: 1 … kTags; 0 is for send and receive
+
+LostRank closed() {
+  return LostRank("a group of ranks was closed during a collective");
+}
+
+}  // namespace
+
+Channel::Channel(c10::intrusive_ptr<c10d::Backend> backend, std::function<std::string()> diagnose)
+    : backend_(std::move(backend)),
+      on_gloo_(backend_->getBackendName() == "gloo"),
+      diagnose_(std::move(diagnose)),
+      thread_([this] { run(); }) {}
+
+Channel::~Channel() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    jobs_.clear();
+    for (const Pending* pending : waiting_) {
+      for (const auto& work : *pending) work->abort();
+    }
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+int Channel::next_tag() {
+  return tag_ = tag_ % kTags + 1;
+}
+
+void Channel::post_send(Pending& pending, const at::Tensor& x, int to, int tag) {
+  std::vector<at::Tensor> tensors = {x};
+  guarded([&] { pending.push_back(backend_->send(tensors, to, tag)); });
+}
+
+void Channel::post_receive(Pending& pending, const at::Tensor& x, int from, int tag) {
+  std::vector<at::Tensor> tensors = {x};
+  guarded([&] { pending.push_back(backend_->recv(tensors, from, tag)); });
+}
+
+void Channel::wait_for(const Pending& pending) {
+  {
+    std::lock_guard lock(mutex_);
+    if (stopping_) throw closed();
+    waiting_.insert(&pending);
+  }
+  const auto forget = [this](const Pending* waited) {
+    std::lock_guard lock(mutex_);
+    waiting_.erase(waited);
+  };
+  const std::unique_ptr<const Pending, decltype(forget)> registered(&pending, forget);
+  guarded([&] {
+    for (const auto& work : pending) {
+      if (!work->wait()) throw closed();
+    }
+  });
+}
+
+std::shared_future<void> Channel::submit(std::function<void()> job) {
+  std::packaged_task<void()> task(std::move(job));
+  std::shared_future<void> done = task.get_future().share();
+  {
+    std::lock_guard lock(mutex_);
+    jobs_.push_back(std::move(task));
+  }
+  changed_.notify_all();
+  return done;
+}
+
+void Channel::guarded(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const RunError&) {
+    throw;
+  } catch (const std::exception&) {
+    {
+      std::lock_guard lock(mutex_);
+      if (stopping_) throw closed();
+      if (!failure_.empty()) throw LostRank(failure_);
+    }
+    const std::string sentence = diagnose_();
+    std::lock_guard lock(mutex_);
+    if (failure_.empty()) failure_ = sentence;
+    throw LostRank(failure_);
+  }
+}
+
+void Channel::run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
+    if (stopping_) return;
+    std::packaged_task<void()> task = std::move(jobs_.front());
+    jobs_.pop_front();
+    lock.unlock();
+    task();
+    lock.lock();
+  }
+}
+
+}  // namespace picotron

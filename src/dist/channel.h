@@ -1,0 +1,88 @@
+// A channel: one group's line to its peers, over a c10d backend.
+//
+// A collective on Gloo is more than one exchange: receive the peers' parts, sum them, send the sum
+// on. So that all of it goes on while the caller computes, each channel has a thread, which runs
+// the jobs of its group in the order they were issued. (One thread per group, not per rank: two
+// groups may be issued in different orders on two ranks.)
+//
+//     caller   post sends and receives ─ submit(job) ─ … compute … ─ wait()
+//     thread                             └ wait for parts, sum, exchange again ┘
+//
+// When a peer is lost, Gloo says which socket failed and every rank that leaves fails the next. So
+// the text of the backend is never shown: the heartbeat is asked who is to blame
+// (dist/heartbeat.h).
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <future>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/error.h"
+
+namespace c10d {
+class Backend;
+class Work;
+}  // namespace c10d
+
+namespace picotron {
+
+// What the heartbeat says of another rank: a consequence, where other RunErrors are causes.
+struct LostRank : RunError {
+  using RunError::RunError;
+};
+
+class Channel {
+ public:
+  // `diagnose` names, in one sentence, the rank to blame for a failure; it may take two beats.
+  Channel(c10::intrusive_ptr<c10d::Backend> backend, std::function<std::string()> diagnose);
+  ~Channel();  // abandons what is under way, without waiting for peers
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+
+  c10d::Backend& backend() { return *backend_; }
+  bool on_gloo() const { return on_gloo_; }
+
+  // A number for the messages of one exchange of a collective. Every member asks in the same order.
+  int next_tag();
+
+  using Pending = std::vector<c10::intrusive_ptr<c10d::Work>>;
+  // Start to move a contiguous tensor of at least one element to or from a rank of the group.
+  // Messages of one tag between two ranks arrive in the order sent.
+  void post_send(Pending& pending, const at::Tensor& x, int to, int tag);
+  void post_receive(Pending& pending, const at::Tensor& x, int from, int tag);
+  // Waits for all of them. Throws LostRank with the diagnosis.
+  void wait_for(const Pending& pending);
+
+  // Runs `job` on the channel's thread after those before it. A job must not own the channel.
+  std::shared_future<void> submit(std::function<void()> job);
+
+  // Runs `call`, turning an error of the backend into a LostRank with the diagnosis.
+  void guarded(const std::function<void()>& call);
+
+ private:
+  void run();
+
+  const c10::intrusive_ptr<c10d::Backend> backend_;
+  const bool on_gloo_;
+  const std::function<std::string()> diagnose_;
+  int tag_ = 0;
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  std::deque<std::packaged_task<void()>> jobs_;
+  std::set<const Pending*> waiting_;  // what is waited for now, so that the destructor can end it
+  bool stopping_ = false;
+  std::string failure_;  // the first diagnosis; a channel that failed stays so
+
+  std::thread thread_;
+};
+
+}  // namespace picotron

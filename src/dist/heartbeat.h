@@ -1,0 +1,55 @@
+// Who hangs. When a rank dies or stalls, every other rank soon waits for it, and the network's own
+// errors name ports, not ranks. So each rank has a heartbeat: a thread that every second writes to
+// the rendezvous store
+//
+//     beat/RANK = (count of beats, sequence of its newest record entry, operation, axis)
+//
+// and reads the others'. From what it has read:
+//     a beat that stands still            that rank is dead, stopped, or cut off from the network
+//     all beat, one lowest sequence       that rank is alive and behind: the others wait for it
+//
+// A rank that ends with an error writes the error in place of its last beat, so that the others can
+// repeat the cause instead of its consequence. Read next: core/record.h (the sequence),
+// dist/channel.h (who asks).
+#pragma once
+#include <c10/util/intrusive_ptr.h>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "core/record.h"
+
+namespace c10d {
+class Store;
+}
+
+namespace picotron {
+
+struct Rendezvous;
+
+class Heartbeat {
+ public:
+  static constexpr std::chrono::milliseconds kBeat{1000};
+  static constexpr int kBeatsToDiagnose = 2;
+
+  // Beats until destroyed. `recorder` must outlive it.
+  Heartbeat(const Rendezvous& rendezvous, const record::Recorder& recorder);
+  ~Heartbeat();
+  Heartbeat(const Heartbeat&) = delete;
+  Heartbeat& operator=(const Heartbeat&) = delete;
+
+  // How messages call the place of a rank in the mesh ("dp 1, tp 0").
+  void set_places(std::function<std::string(int global_rank)> place);
+  // Waits two beats, then says in one sentence which rank is to blame and what it was in.
+  std::string diagnose() const;
+  // This rank ends: with an error (its sentence), or, empty, as it should.
+  void leave(const std::string& error);
+
+ private:
+  struct Shared;  // with the thread, which may be left behind if the store never answers
+  std::shared_ptr<Shared> shared_;
+};
+
+}  // namespace picotron

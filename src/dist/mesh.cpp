@@ -1,0 +1,170 @@
+#include "dist/mesh.h"
+
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "dist/channel.h"
+#include "dist/gloo.h"
+#include "dist/heartbeat.h"
+
+namespace picotron {
+namespace {
+
+struct AxisName {
+  const char* name;
+  int AxisSizes::*value;
+};
+constexpr std::array<AxisName, 4> kAxisNames = {{{"dp", &AxisSizes::dp},
+                                                 {"pp", &AxisSizes::pp},
+                                                 {"cp", &AxisSizes::cp},
+                                                 {"tp", &AxisSizes::tp}}};
+
+using Order = std::array<int AxisSizes::*, 4>;  // outermost first
+
+Order parse_order(const std::string& mesh_order) {
+  Order order{};
+  std::array<bool, 4> seen{};
+  bool valid = mesh_order.size() == 11;
+  for (size_t place = 0; valid && place < 4; ++place) {
+    const std::string name = mesh_order.substr(3 * place, 2);
+    valid = place == 3 || mesh_order[3 * place + 2] == '-';
+    const auto* axis =
+        std::find_if(kAxisNames.begin(), kAxisNames.end(),
+                     [&](const AxisName& candidate) { return candidate.name == name; });
+    if (axis == kAxisNames.end() || std::exchange(seen[axis - kAxisNames.begin()], true)) {
+      valid = false;
+    } else {
+      order[place] = axis->value;
+    }
+  }
+  if (!valid) {
+    throw user_error(
+        "distributed.mesh_order \"{}\" must name dp, pp, cp and tp once each, as in \"{}\"",
+        mesh_order, "dp-pp-cp-tp");
+  }
+  return order;
+}
+
+AxisSizes coordinates_in(int global_rank, const AxisSizes& sizes, const Order& order) {
+  AxisSizes result;
+  for (size_t place = order.size(); place-- > 0;) {
+    result.*order[place] = global_rank % (sizes.*order[place]);
+    global_rank /= sizes.*order[place];
+  }
+  return result;
+}
+
+int global_rank_in(const AxisSizes& coordinates, const AxisSizes& sizes, const Order& order) {
+  int rank = 0;
+  for (const auto axis : order) rank = rank * (sizes.*axis) + coordinates.*axis;
+  return rank;
+}
+
+// The ranks that differ from `mine` on `axes` alone; the last axis counts fastest.
+std::vector<int> members_along(const std::vector<int AxisSizes::*>& axes, const AxisSizes& mine,
+                               const AxisSizes& sizes, const Order& order) {
+  int count = 1;
+  for (const auto axis : axes) count *= sizes.*axis;
+  std::vector<int> members;
+  for (int index = 0; index < count; ++index) {
+    AxisSizes coordinates = mine;
+    int rest = index;
+    for (size_t i = axes.size(); i-- > 0;) {
+      coordinates.*axes[i] = rest % (sizes.*axes[i]);
+      rest /= sizes.*axes[i];
+    }
+    members.push_back(global_rank_in(coordinates, sizes, order));
+  }
+  return members;
+}
+
+// A backend reports after two beats of the heartbeat; together they keep the timeout that the user
+// gave.
+std::chrono::milliseconds operation_timeout(std::chrono::milliseconds timeout) {
+  return std::max(timeout / 2, timeout - Heartbeat::kBeatsToDiagnose * Heartbeat::kBeat -
+                                   std::chrono::milliseconds(500));
+}
+
+}  // namespace
+
+AxisSizes coordinates_of(int global_rank, const AxisSizes& sizes, const std::string& mesh_order) {
+  return coordinates_in(global_rank, sizes, parse_order(mesh_order));
+}
+
+int global_rank_of(const AxisSizes& coordinates, const AxisSizes& sizes,
+                   const std::string& mesh_order) {
+  return global_rank_in(coordinates, sizes, parse_order(mesh_order));
+}
+
+std::string place_of(int global_rank, const AxisSizes& sizes, const std::string& mesh_order) {
+  const AxisSizes coordinates = coordinates_of(global_rank, sizes, mesh_order);
+  std::string place;
+  for (const auto& [name, axis] : kAxisNames) {
+    if (sizes.*axis == 1) continue;
+    place += fmt::format("{}{} {}", place.empty() ? "" : ", ", name, coordinates.*axis);
+  }
+  return place;
+}
+
+Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
+               const std::string& mesh_order) {
+  if (sizes.world() != rendezvous.world_size) {
+    throw user_error(
+        "the config's dp {} · pp {} · cp {} · tp {} = {} ranks, but {} were started; start {} or "
+        "change the sizes",
+        sizes.dp, sizes.pp, sizes.cp, sizes.tp, sizes.world(), rendezvous.world_size,
+        sizes.world());
+  }
+  const Order order = parse_order(mesh_order);
+  const int me = rendezvous.global_rank;
+  Mesh mesh{.sizes = sizes,
+            .my = coordinates_in(me, sizes, order),
+            .global_rank = me,
+            .world_size = rendezvous.world_size};
+
+  const std::shared_ptr<Heartbeat> heartbeat = rendezvous.heartbeat;
+  if (heartbeat != nullptr) {
+    heartbeat->set_places([=](int rank) { return place_of(rank, sizes, mesh_order); });
+  }
+  const auto diagnose = [heartbeat]() -> std::string {
+    return heartbeat != nullptr ? heartbeat->diagnose() : "the connection to another rank failed";
+  };
+  const BackendFactory backend = rendezvous.world_size == 1 ? BackendFactory()
+                                 : rendezvous.backend       ? rendezvous.backend
+                                                            : gloo_backend(rendezvous.address);
+
+  const auto make_group = [&](record::Axis axis, const std::vector<int AxisSizes::*>& axes) {
+    Group group{.axis = axis, .global_ranks = members_along(axes, mesh.my, sizes, order)};
+    const auto mine = std::find(group.global_ranks.begin(), group.global_ranks.end(), me);
+    group.rank = static_cast<int>(mine - group.global_ranks.begin());
+    if (group.size() == 1) return group;
+    // Groups of one axis have no rank in common, so the first member tells them apart.
+    const std::string name =
+        fmt::format("group/{}/{}", record::name_of(axis), group.global_ranks.front());
+    try {
+      group.channel = std::make_shared<Channel>(
+          backend({.store = c10::make_intrusive<c10d::PrefixStore>(name, rendezvous.store),
+                   .rank = group.rank,
+                   .size = group.size(),
+                   .timeout = operation_timeout(rendezvous.timeout)}),
+          diagnose);
+    } catch (const std::exception&) {
+      throw run_error("the ranks did not meet within {} s: {}", rendezvous.timeout.count() / 1000,
+                      diagnose());
+    }
+    return group;
+  };
+  // In `order`, so that a rank in the world's group is its global rank.
+  mesh.world = make_group(record::Axis::world, {order.begin(), order.end()});
+  mesh.tp = make_group(record::Axis::tp, {&AxisSizes::tp});
+  mesh.cp = make_group(record::Axis::cp, {&AxisSizes::cp});
+  mesh.dp = make_group(record::Axis::dp, {&AxisSizes::dp});
+  mesh.pp = make_group(record::Axis::pp, {&AxisSizes::pp});
+  mesh.dp_cp = make_group(record::Axis::dp_cp, {&AxisSizes::dp, &AxisSizes::cp});
+  return mesh;
+}
+
+}  // namespace picotron

@@ -1,0 +1,48 @@
+// See attention.h.
+#include "kernels/attention.h"
+
+#include <ATen/ATen.h>
+
+#include "core/error.h"
+#include "core/record.h"
+#include "kernels/attention_cuda.h"
+
+namespace picotron {
+namespace {
+
+// Two products forward, five backward, of 2·seq·key_seq·head_dim each; half of it under a causal
+// mask.
+record::Entry entry(const char* what, const at::Tensor& q, const at::Tensor& k, bool causal,
+                    int products) {
+  const double all = 2.0 * products * q.size(0) * q.size(1) * q.size(2) * k.size(2) * q.size(3);
+  return {.kind = record::Kind::attention,
+          .what = what,
+          .shape = {q.size(0), q.size(1), q.size(2), q.size(3)},
+          .flops = causal ? all / 2 : all};
+}
+
+}  // namespace
+
+AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          bool causal, double scale, std::source_location at) {
+  check(k.sizes() == v.sizes() && q.size(1) % k.size(1) == 0,
+        "attention: key/value heads divide heads", at);
+  const record::Scope scope(entry("attention", q, k, causal, 2), at);
+  if (!q.is_cpu()) return attention_cuda(q, k, v, causal, scale);
+  auto [out, lse] =
+      at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, {}, scale);
+  return {out, lse};
+}
+
+AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& q,
+                                      const at::Tensor& k, const at::Tensor& v,
+                                      const AttentionOutput& saved, bool causal, double scale,
+                                      std::source_location at) {
+  const record::Scope scope(entry("attention_backward", q, k, causal, 5), at);
+  if (!q.is_cpu()) return attention_cuda_backward(dout, q, k, v, saved, causal, scale);
+  auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      dout, q, k, v, saved.out, saved.lse, 0.0, causal, {}, scale);
+  return {dq, dk, dv};
+}
+
+}  // namespace picotron

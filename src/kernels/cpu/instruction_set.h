@@ -1,0 +1,31 @@
+// The kernels' own declarations within the namespace of one instruction set; see vec.h.
+#pragma once
+#include "kernels/cpu/kernels.h"
+
+namespace picotron::cpu::CPU_CAPABILITY {
+
+template <class S>
+void rms_norm(const NormArguments<S>& arguments, int64_t begin, int64_t end);
+template <class S>
+void rms_norm_backward(const NormBackwardArguments<S>& arguments, Statistic<S>* weight_gradient,
+                       int64_t begin, int64_t end);
+template <class S>
+void rope(const RopeArguments<S>& arguments, int64_t begin, int64_t end);
+template <class S>
+void swiglu(const S* gate_up, S* y, int64_t width, int64_t begin, int64_t end);
+template <class S>
+void swiglu_backward(const S* dy, const S* gate_up, S* d_gate_up, int64_t width, int64_t begin,
+                     int64_t end);
+template <class S>
+void cross_entropy_statistics(const CrossEntropyArguments<S>& arguments, int64_t begin,
+                              int64_t end);
+template <class S>
+void cross_entropy_gradient(const CrossEntropyArguments<S>& arguments, int64_t begin, int64_t end);
+template <class S>
+double sum_of_squares(const S* x, int64_t begin, int64_t end);
+template <class T>
+void adamw(const OptimizerArguments<T>& arguments, int64_t begin, int64_t end);
+template <class T>
+void sgd(const OptimizerArguments<T>& arguments, int64_t begin, int64_t end);
+
+}  // namespace picotron::cpu::CPU_CAPABILITY

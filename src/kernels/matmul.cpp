@@ -1,0 +1,134 @@
+// See matmul.h.
+#include "kernels/matmul.h"
+
+#include <ATen/ATen.h>
+#include <oneapi/dnnl/dnnl.hpp>
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/error.h"
+#include "core/record.h"
+
+namespace picotron {
+namespace {
+
+// LibTorch ships newer oneDNN headers without exporting the functions; these must be the ones of
+// the library.
+static_assert(DNNL_VERSION_MAJOR == 2 || DNNL_VERSION_MAJOR == 3, "oneDNN 2 or 3");
+
+const dnnl::engine& cpu_engine() {
+  static const dnnl::engine engine = [] {
+    const dnnl_version_t* library = dnnl_version();
+    if (library->major != DNNL_VERSION_MAJOR || library->minor != DNNL_VERSION_MINOR) {
+      throw run_error(
+          "compiled with oneDNN {}.{} but running with {}.{}; rebuild, or fix the library path",
+          DNNL_VERSION_MAJOR, DNNL_VERSION_MINOR, library->major, library->minor);
+    }
+    return dnnl::engine(dnnl::engine::kind::cpu, 0);
+  }();
+  return engine;
+}
+
+dnnl::memory::desc describe(const at::Tensor& matrix) {
+  const auto type = matrix.scalar_type() == at::kBFloat16 ? dnnl::memory::data_type::bf16
+                                                          : dnnl::memory::data_type::f32;
+  return {{matrix.size(0), matrix.size(1)}, type, {matrix.stride(0), matrix.stride(1)}};
+}
+
+// c = a b, or c += a b. Transposed operands are strides; oneDNN keeps a cache of the kernels it has
+// generated.
+void onednn_product(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
+                    bool accumulate) {
+  dnnl::primitive_attr attributes;
+  if (accumulate) {
+    dnnl::post_ops post;
+    post.append_sum(1.0F);
+    attributes.set_post_ops(post);
+  }
+  const dnnl::engine& engine = cpu_engine();
+#if DNNL_VERSION_MAJOR == 2
+  const dnnl::matmul::primitive_desc product({describe(a), describe(b), describe(c)}, attributes,
+                                             engine);
+#else
+  const dnnl::matmul::primitive_desc product(engine, describe(a), describe(b), describe(c),
+                                             attributes);
+#endif
+  dnnl::stream stream(engine);
+  dnnl::matmul(product).execute(
+      stream, {{DNNL_ARG_SRC, dnnl::memory(product.src_desc(), engine, a.data_ptr())},
+               {DNNL_ARG_WEIGHTS, dnnl::memory(product.weights_desc(), engine, b.data_ptr())},
+               {DNNL_ARG_DST, dnnl::memory(product.dst_desc(), engine, c.data_ptr())}});
+  stream.wait();
+}
+
+bool uses_onednn(const at::Tensor& x) {
+  return x.is_cpu() && (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat);
+}
+
+record::Entry entry(const char* what, int64_t m, int64_t n, int64_t k) {
+  return {
+      .kind = record::Kind::product, .what = what, .shape = {m, n, k}, .flops = 2.0 * m * n * k};
+}
+
+at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
+  if (!uses_onednn(a)) return at::mm(a, b);
+  at::Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
+  onednn_product(c, a, b, false);
+  return c;
+}
+
+}  // namespace
+
+at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& w, At at) {
+  check(x.size(1) == w.size(1) && x.scalar_type() == w.scalar_type(),
+        "linear: x [m, k], w [n, k], one dtype", at);
+  const record::Scope scope(entry("linear_forward", x.size(0), w.size(0), x.size(1)), at);
+  return product(x, w.t());
+}
+
+at::Tensor linear_input_gradient(const at::Tensor& dy, const at::Tensor& w, At at) {
+  check(dy.size(1) == w.size(0) && dy.scalar_type() == w.scalar_type(),
+        "input gradient: dy [m, n], w [n, k]", at);
+  const record::Scope scope(entry("linear_input_gradient", dy.size(0), w.size(1), dy.size(1)), at);
+  return product(dy, w);
+}
+
+void linear_weight_gradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x,
+                            At at) {
+  check(dy.size(0) == x.size(0) && dw.size(0) == dy.size(1) && dw.size(1) == x.size(1) &&
+            dw.is_contiguous(),
+        "weight gradient: dw [n, k], dy [m, n], x [m, k]", at);
+  const record::Scope scope(entry("linear_weight_gradient", dy.size(1), x.size(1), dy.size(0)), at);
+  if (uses_onednn(dy)) {
+    onednn_product(dw, dy.t(), x, true);
+  } else if (dy.scalar_type() == dw.scalar_type()) {
+    at::addmm_out(const_cast<at::Tensor&>(dw), dw, dy.t(), x);
+  } else {
+    at::addmm_out(const_cast<at::Tensor&>(dw), dw, dy.t(), x,
+                  dw.scalar_type());  // CUDA: bf16 in, fp32 out
+  }
+}
+
+double measure_product_rate(at::ScalarType dtype) {
+  constexpr int64_t kSize = 1024;
+  const at::Tensor a = at::ones({kSize, kSize}, at::TensorOptions(dtype));
+  const at::Tensor b = at::ones({kSize, kSize}, at::TensorOptions(dtype));
+  double best = 1e30;
+  double spent = 0;
+  for (int i = 0; i < 20 && spent < 0.2; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    product(a, b.t());
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    best = std::min(best, seconds);
+    spent += seconds;
+  }
+  return 2.0 * kSize * kSize * kSize / best;
+}
+
+bool cpu_has_fast_bfloat16() {
+  return __builtin_cpu_supports("avx512bf16") != 0;  // every CPU with AMX has it too
+}
+
+}  // namespace picotron

@@ -1,0 +1,62 @@
+// picotron: the table of sub-commands, and the one place where errors are caught.
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "commands/commands.h"
+#include "core/error.h"
+#include "core/log.h"
+
+namespace {
+
+constexpr picotron::Command kCommands[] = {
+    {"train", "train a model: --config FILE, or short flags, or nothing at all",
+     picotron::train_command},
+    {"generate", "let a trained model write", picotron::generate_command},
+    {"create-config", "write a config.json from flags", picotron::create_config_command},
+    {"config", "explain the keys of a configuration, or print one in full",
+     picotron::config_command},
+    {"export", "write a checkpoint as a Hugging Face folder", picotron::export_command},
+    {"bench", "measure training speed against the machine's own matrix products",
+     picotron::bench_command},
+};
+
+void print_help() {
+  std::puts(
+      "picotron: pre-trains Llama-like language models with 4D parallelism\n\nusage: picotron "
+      "COMMAND [--help]\n");
+  for (const picotron::Command& command : kCommands)
+    std::printf("  %-14s %s\n", command.name, command.summary);
+}
+
+int run(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h" ||
+      arguments[0] == "help") {
+    print_help();
+    return arguments.empty() ? 2 : 0;
+  }
+  std::string known;
+  for (const picotron::Command& command : kCommands) {
+    if (arguments[0] == command.name) return command.run({arguments.begin() + 1, arguments.end()});
+    known += (known.empty() ? "" : ", ") + std::string(command.name);
+  }
+  throw picotron::user_error("there is no command '{}'; the commands are {}", arguments[0], known);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const picotron::UserError& error) {
+    picotron::log::error(error.what());
+    return 2;
+  } catch (const std::bad_alloc&) {
+    picotron::log::error("out of memory; a smaller micro_batch_size or seq_length needs less");
+    return 1;
+  } catch (const std::exception& error) {
+    picotron::log::error(picotron::first_line(error.what()));
+    return 1;
+  }
+}

@@ -1,0 +1,26 @@
+// Text generation: feed the model its own words. The next token is drawn from softmax(logits / temperature) among the
+// top_k likeliest; temperature 0 takes the likeliest. Draws come from (seed, sequence, position) alone.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "model/llama.h"
+
+namespace picotron {
+
+struct SamplingOptions {
+  int64_t max_new_tokens = 100;
+  double temperature = 1.0;
+  int64_t top_k = 0;  // 0: all
+  uint64_t seed = 42;
+  int64_t vocab_size = 0;            // draw among ids below this; 0: the model's vocabulary
+  std::optional<int64_t> end_token;  // a sequence that has drawn it is finished
+};
+
+// Continues `prompt` (at least one token) `samples` times, side by side. Returns the new tokens of each, without the
+// end token. A sequence also ends when it reaches the model's RoPE tables (Llama::Options::max_positions).
+std::vector<std::vector<int64_t>> generate(Llama& model, const std::vector<int64_t>& prompt,
+                                           int64_t samples, const SamplingOptions& options);
+
+}  // namespace picotron

@@ -1,0 +1,111 @@
+// Data parallel: every replica computes the gradients of its own rows; their sum is the gradient of
+// the global batch.
+//
+// The one door for gradients. A layer's backward hands (weight, dy, x) to accumulate(), which
+// multiplies straight into one flat buffer (fp32, or fp64 in float64). The buffer is cut into
+// buckets of whole Weights; since backward runs from the last layer to the first, buckets fill from
+// the end, and each is reduced over dp×cp while backward still runs:
+//
+//     flat     | bucket 3 | bucket 2 | bucket 1 | bucket 0 |          backward  ←
+//     time       F F F F  B(bucket 0) B(bucket 1) B(bucket 2) B(bucket 3)
+//     network                        reduce 0    reduce 1    reduce 2    reduce 3
+//
+// A bucket is full when each Weight in it has had all its contributions of this step: uses ×
+// microbatches, a number known beforehand, so no rank ever asks another. The loss is scaled once,
+// by 1/(tokens of the global batch); every reduction here is a sum.
+//
+// ZeRO-1 (Rajbhandari et al. 2020): each of the N ranks of dp×cp owns 1/N of every bucket.
+// Reduce-scatter brings it the sum of its part, the optimizer steps on that part alone, an
+// all-gather of the new values closes the step. An all-reduce is just these two halves, so
+// `zero_stage` 0 moves the same bytes but keeps N copies of the state.
+//
+// Backward may be split: between begin_input_half() and end_input_half() products are queued, and
+// drain() multiplies them later (zero-bubble schedules). Read next: train/optimizer.h.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "dist/collectives.h"
+#include "parallel/parameter.h"
+
+namespace picotron {
+
+// A piece of the flat buffers.
+struct Range {
+  int64_t begin = 0, end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+struct GradientsOptions {
+  int zero_stage = 1;
+  int64_t bucket_numel = int64_t{4}
+                         << 20;  // a bucket closes when it holds as many elements: 16 MB of fp32
+};
+
+class Gradients {
+ public:
+  // Allocates the buffer and points the parameters' gradients into it. `dp_cp` and `world` outlive
+  // this object.
+  Gradients(Parameters& parameters, const Group& dp_cp, const Group& world,
+            const GradientsOptions& options);
+
+  // Zeroes the buffer and expects `microbatches` contributions for each use of each Weight.
+  void begin_step(int64_t microbatches);
+
+  // dw += dyᵀ x, and one contribution. dy [tokens, rows], x [tokens, columns] of the compute dtype.
+  void accumulate(const Weight& weight, const at::Tensor& dy, const at::Tensor& x,
+                  At at = At::current());
+  // For what is not one product (norms, biases, the embedding, the head's chunks): the caller adds
+  // into weight.gradient by itself, then says so.
+  void contributed(const Weight& weight);
+
+  // While queueing, accumulate() only keeps (weight, dy, x); take_queue() returns what was kept.
+  struct Product {
+    const Weight* weight;
+    at::Tensor dy, x;
+  };
+  void queue_products(bool on) { queueing_ = on; }
+  std::vector<Product> take_queue() { return std::exchange(queue_, {}); }
+
+  // Waits for every reduction. Then my parts of flat() hold sums over dp×cp; with zero_stage 0 all
+  // of it does.
+  void finish();
+
+  // ‖g‖₂ over the world, each parameter once: 0-dim float64 on the device. After finish().
+  at::Tensor norm() const;
+
+  // What the optimizer of this rank updates: my part of each bucket (ZeRO-1) or all of each
+  // (zero_stage 0).
+  std::vector<Range> owned() const;
+  // The Weights' buckets in the order in which backward fills them.
+  const std::vector<Range>& buckets() const { return ranges_; }
+  // Gives every rank of dp×cp the values that the others own. A no-op with zero_stage 0.
+  void gather_values(const at::Tensor& flat_values) const;
+
+  const at::Tensor& flat() const { return flat_; }
+
+ private:
+  Range my_part(const Range& bucket) const;
+  void reduce(size_t bucket);
+
+  const Group& dp_cp_;
+  const Group& world_;
+  GradientsOptions options_;
+  const Parameters& parameters_;
+  at::Tensor flat_;
+  std::vector<Range> ranges_;
+  std::vector<size_t> bucket_of_;  // by index of the Weight
+  std::vector<int64_t> missing_;   // contributions each bucket still waits for
+  std::vector<Work> reductions_;   // under way, by bucket
+  bool queueing_ = false;
+  std::vector<Product> queue_;
+};
+
+// The factor that brings a gradient of this norm down to max_norm, as
+// torch.nn.utils.clip_grad_norm_: min(1, max_norm / (norm + 1e-6)); 1 where max_norm is 0; NaN
+// where the norm is not finite. 0-dim, dtype of `like`.
+at::Tensor clip_factor(const at::Tensor& norm, double max_norm, at::ScalarType dtype);
+
+}  // namespace picotron

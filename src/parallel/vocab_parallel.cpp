@@ -1,0 +1,109 @@
+// See vocab_parallel.h.
+#include "parallel/vocab_parallel.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "kernels/cross_entropy.h"
+#include "kernels/matmul.h"
+#include "parallel/tensor_parallel.h"
+
+namespace picotron {
+namespace {
+
+// Tokens per chunk: logits of at most 64 MB in bf16, but enough tokens to keep the products
+// efficient.
+int64_t tokens_per_chunk(const at::Tensor& weight) {
+  constexpr int64_t kLogits = int64_t{32} << 20;
+  return std::clamp<int64_t>(kLogits / weight.size(0) / 64 * 64, 256, 4096);
+}
+
+// Every rank's statistics of these tokens, merged: [tokens, 2], (lse, target's logit).
+at::Tensor gather_statistics(const at::Tensor& logits, const at::Tensor& targets,
+                             int64_t vocab_begin, const Group& tp, Body body) {
+  const at::Tensor mine = cross_entropy_statistics(logits, targets, vocab_begin, body);
+  const at::Tensor all = at::empty({tp.size(), mine.size(0), mine.size(1)}, mine.options());
+  all[tp.rank].copy_(mine);
+  all_gather(all.view({-1}), tp).wait();
+  return merge_statistics(all);
+}
+
+at::Tensor sum_of_losses(const at::Tensor& statistics) {
+  return (statistics.select(1, 0) - statistics.select(1, 1)).sum();
+}
+
+}  // namespace
+
+VocabMatrix VocabMatrix::declare(Parameters& parameters, const std::string& name, Role role,
+                                 int64_t vocab, int64_t hidden, const Group& tp) {
+  const Shard shard = shard_of(0, vocab, tp);
+  Weight* weight = parameters.declare({{.name = name,
+                                        .full_shape = {vocab, hidden},
+                                        .shard = shard,
+                                        .role = role,
+                                        .fan_in = hidden}});
+  return {weight, shard.begin, &tp};
+}
+
+at::Tensor VocabParallelEmbedding::forward(const at::Tensor& ids) const {
+  const at::Tensor local = ids - vocab_begin;
+  const at::Tensor elsewhere = (local < 0).logical_or(local >= weight->value.size(0));
+  at::Tensor y = at::embedding(weight->value, local.masked_fill(elsewhere, 0));
+  y.masked_fill_(elsewhere.unsqueeze(1), 0);
+  all_reduce(y, *tp).wait();
+  return y;
+}
+
+void VocabParallelEmbedding::backward(const at::Tensor& dy, const at::Tensor& ids,
+                                      Gradients& gradients) const {
+  const at::Tensor local = ids - vocab_begin;
+  const at::Tensor elsewhere = (local < 0).logical_or(local >= weight->value.size(0));
+  const at::Tensor rows =
+      dy.to(weight->gradient.scalar_type()).masked_fill(elsewhere.unsqueeze(1), 0);
+  weight->gradient.index_add_(0, local.masked_fill(elsewhere, 0), rows);
+  gradients.contributed(*weight);
+}
+
+at::Tensor VocabParallelHead::logits(const at::Tensor& x) const {
+  return linear_forward(x, weight->value);
+}
+
+at::Tensor VocabParallelHead::loss(const at::Tensor& x, const at::Tensor& targets) const {
+  const int64_t chunk = tokens_per_chunk(weight->value);
+  at::Tensor loss;
+  for (int64_t begin = 0; begin < x.size(0); begin += chunk) {
+    const int64_t length = std::min(chunk, x.size(0) - begin);
+    const at::Tensor statistics =
+        gather_statistics(logits(x.narrow(0, begin, length)), targets.narrow(0, begin, length),
+                          vocab_begin, *tp, body);
+    const at::Tensor part = sum_of_losses(statistics);
+    loss = loss.defined() ? loss + part : part;
+  }
+  return loss;
+}
+
+VocabParallelHead::LossAndGradient VocabParallelHead::loss_and_gradient(
+    const at::Tensor& x, const at::Tensor& targets, double scale, Gradients& gradients) const {
+  const int64_t chunk = tokens_per_chunk(weight->value);
+  LossAndGradient result{.loss = {}, .dx = at::empty_like(x)};
+  for (int64_t begin = 0; begin < x.size(0); begin += chunk) {
+    const int64_t length = std::min(chunk, x.size(0) - begin);
+    const at::Tensor x_chunk = x.narrow(0, begin, length);
+    const at::Tensor targets_chunk = targets.narrow(0, begin, length);
+    const at::Tensor logits_chunk = logits(x_chunk);
+    const at::Tensor statistics =
+        gather_statistics(logits_chunk, targets_chunk, vocab_begin, *tp, body);
+    const at::Tensor part = sum_of_losses(statistics);
+    result.loss = result.loss.defined() ? result.loss + part : part;
+    cross_entropy_gradient_(logits_chunk, targets_chunk, vocab_begin, statistics.select(1, 0),
+                            scale, body);
+    result.dx.narrow(0, begin, length).copy_(linear_input_gradient(logits_chunk, weight->value));
+    linear_weight_gradient(weight->gradient, logits_chunk, x_chunk);
+  }
+  gradients.contributed(*weight);
+  all_reduce(result.dx, *tp).wait();
+  return result;
+}
+
+}  // namespace picotron

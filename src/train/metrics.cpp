@@ -1,0 +1,187 @@
+// See metrics.h.
+#include "train/metrics.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "kernels/matmul.h"
+#include "model/architectures.h"
+
+namespace picotron {
+namespace {
+
+// The first steps are slower: libraries generate their kernels and memory is touched for the first time.
+constexpr size_t kWarmupSteps = 3;
+
+}  // namespace
+
+std::string human_format(double number) {
+  constexpr std::array<const char*, 5> suffixes = {"", "K", "M", "B", "T"};
+  size_t magnitude = 0;
+  while (std::abs(number) >= 1000 && magnitude + 1 < suffixes.size()) {
+    number /= 1000;
+    ++magnitude;
+  }
+  return fmt::format("{:.2f}{}", number, suffixes[magnitude]);
+}
+
+std::string set_aside(const std::string& path) {
+  namespace fs = std::filesystem;
+  if (!fs::exists(path)) return "";
+  const fs::path original(path);
+  for (int i = 1;; ++i) {
+    const fs::path aside = original.parent_path() / fmt::format("{}.{}{}", original.stem().string(),
+                                                                i, original.extension().string());
+    if (fs::exists(aside)) continue;
+    fs::rename(original, aside);
+    return aside.string();
+  }
+}
+
+RunLog::RunLog(const Run& run, const Device& device, int64_t last_step)
+    : run_(run), device_(device), last_step_(last_step), on_terminal_(isatty(STDOUT_FILENO) != 0) {
+  if (!log::speaks()) return;
+  const std::string& folder = run.config.checkpoint.save_dir;
+  path_ = folder + "/metrics.jsonl";
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) {
+    throw user_error("cannot create the folder {} ({}); choose another checkpoint.save_dir", folder,
+                     error.message());
+  }
+  const std::string older = set_aside(path_);
+  file_.open(path_);
+  if (!file_)
+    throw user_error(
+        "cannot write {}; make its folder writable or choose another checkpoint.save_dir", path_);
+  log::print(describe(run));
+  if (!older.empty())
+    log::print(fmt::format("The metrics of an earlier run are kept in {}", older));
+  peak_flops_ =
+      device.peak_bf16_flops().value_or(device.is_cpu() ? measure_product_rate(run.dtype) : 0);
+}
+
+RunLog::~RunLog() {
+  print("");
+}
+
+double RunLog::mfu(double tokens_per_second) const {
+  if (peak_flops_ <= 0) return 0;
+  const double flops =
+      reference_flops_per_token(run_.architecture, run_.config.training.seq_length);
+  return tokens_per_second / static_cast<double>(world_size(run_.config)) * flops / peak_flops_;
+}
+
+double RunLog::median_rate() const {
+  std::vector<double> rates;
+  for (const StepMetrics& m : history_)
+    rates.push_back(static_cast<double>(m.tokens_per_step) / m.step_seconds);
+  if (rates.size() > kWarmupSteps) rates.erase(rates.begin(), rates.begin() + kWarmupSteps);
+  if (rates.empty()) return 0;
+  std::nth_element(rates.begin(), rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2),
+                   rates.end());
+  return rates[rates.size() / 2];
+}
+
+void RunLog::print(const std::string& line) {
+  if (on_terminal_) std::fputs("\r\033[K", stdout);
+  if (!line.empty()) log::print(line);
+}
+
+void RunLog::say_epoch(int64_t epoch) {
+  print(fmt::format("The data set's end is reached: epoch {} begins", epoch + 1));
+}
+
+void RunLog::write(const StepMetrics& m) {
+  if (!log::speaks()) return;
+  history_.push_back(m);
+  const double rate = static_cast<double>(m.tokens_per_step) / m.step_seconds;
+  const auto ranks = static_cast<double>(world_size(run_.config));
+  const std::optional<int64_t> max_tokens = run_.config.training.max_tokens;
+  std::string line = fmt::format(
+      "[rank 0] Step: {:<5} | Loss: {:6.4f} | Global batch size: {:>7} | Tokens/s: {:>7} | "
+      "Tokens/s/GPU: {:>7} | "
+      "Tokens: {:>7}{} | MFU: {:5.2f}% | Memory usage: {:6.2f}GB",
+      m.step, m.loss, human_format(static_cast<double>(m.tokens_per_step)), human_format(rate),
+      human_format(rate / ranks), human_format(static_cast<double>(m.trained_tokens)),
+      max_tokens ? "/" + human_format(static_cast<double>(*max_tokens)) : "", 100 * mfu(rate),
+      static_cast<double>(m.memory_bytes) / 1e9);
+  if (m.validation_loss) line += fmt::format(" | Validation loss: {:.4f}", *m.validation_loss);
+  print(line);
+
+  nlohmann::ordered_json json = {
+      {"step", m.step},
+      {"loss", m.loss},
+      {"grad_norm", m.grad_norm},
+      {"learning_rate", m.learning_rate},
+      {"trained_tokens", m.trained_tokens},
+      {"tokens_per_second", rate},
+      {"tokens_per_second_per_gpu", rate / ranks},
+      {"mfu", peak_flops_ > 0 ? nlohmann::ordered_json(mfu(rate)) : nullptr},
+      {"memory_bytes", m.memory_bytes},
+      {"step_seconds", m.step_seconds}};
+  using record::Axis;
+  for (const Axis axis : {Axis::tp, Axis::cp, Axis::pp, Axis::dp_cp, Axis::world}) {
+    json[fmt::format("bytes_{}", record::name_of(axis))] = m.bytes[static_cast<size_t>(axis)];
+  }
+  if (m.validation_loss) json["validation_loss"] = *m.validation_loss;
+  file_ << json.dump() << '\n' << std::flush;
+  if (!file_) throw run_error("cannot write {} at step {}: is the disk full?", path_, m.step);
+  if (on_terminal_) draw_progress(m.step);
+}
+
+void RunLog::draw_progress(int64_t step) {
+  constexpr size_t kWidth = 40;
+  const double done =
+      static_cast<double>(step) / static_cast<double>(std::max<int64_t>(last_step_, 1));
+  const double spent =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+  const auto left = static_cast<int64_t>(spent / done * (1 - done));
+  std::string bar(static_cast<size_t>(static_cast<double>(kWidth) * done), '=');
+  if (bar.size() < kWidth) bar += '>';
+  std::fputs(fmt::format("[{:<{}}] {}/{}  {:.0f}%  {}:{:02d} left", bar, kWidth, step, last_step_,
+                         100 * done, left / 60, left % 60)
+                 .c_str(),
+             stdout);
+  std::fflush(stdout);
+}
+
+void RunLog::summary(const std::string& folder, bool stopped) {
+  if (!log::speaks() || history_.empty()) return;
+  const StepMetrics& last = history_.back();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+  std::string text = fmt::format("\n{} after {} steps, {} tokens, {:.1f} s\n",
+                                 stopped ? "Stopped on request" : "Done", last.step,
+                                 human_format(static_cast<double>(last.trained_tokens)), seconds);
+  const size_t tail = std::min<size_t>(history_.size(), 10);
+  double mean = 0;
+  for (size_t i = history_.size() - tail; i < history_.size(); ++i)
+    mean += history_[i].loss / static_cast<double>(tail);
+  text += fmt::format(
+      "  loss           {:.4f} at the first step, {:.4f} at the last ({:.4f} over the last {})\n",
+      history_.front().loss, last.loss, mean, tail);
+  if (const auto floor = run_.datasets.train->floor()) {
+    text += fmt::format("  best possible  {:.4f} (the entropy of the data): {:.1f}% above it\n",
+                        *floor, 100 * (mean / *floor - 1));
+  }
+  if (last.validation_loss) text += fmt::format("  validation     {:.4f}\n", *last.validation_loss);
+  text +=
+      fmt::format("  tokens/s       {} (median), MFU {:.1f}% of {}\n", human_format(median_rate()),
+                  100 * mfu(median_rate()), human_format(peak_flops_) + "FLOP/s");
+  text += fmt::format("  peak memory    {:.2f} GB\n",
+                      static_cast<double>(device_.peak_memory_bytes()) / 1e9);
+  text +=
+      fmt::format("  files          {}\n                 {}/model (Hugging Face)", path_, folder);
+  print(text);
+}
+
+}  // namespace picotron

@@ -1,0 +1,71 @@
+// What a run says of itself: a line per step, as the reference prints it,
+//
+//     [rank 0] Step: 12    | Loss: 2.8572 | Global batch size: 4.10K | Tokens/s: 51.20K | … | MFU: 61.12% | …
+//
+// the same with full precision as one JSON object per line in <save_dir>/metrics.jsonl, on a terminal a progress bar
+// under the newest line, and a summary at the end.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <fstream>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/record.h"
+#include "dist/device.h"
+#include "train/run.h"
+
+namespace picotron {
+
+// 4096 → "4.10K", as the reference: suffixes K, M, B, T, two decimals.
+std::string human_format(double number);
+
+struct StepMetrics {
+  int64_t step = 0;  // from 1
+  double loss = 0;   // mean over all tokens of the global batch
+  double grad_norm = 0, learning_rate = 0;
+  int64_t trained_tokens = 0, tokens_per_step = 0;
+  double step_seconds = 0;
+  int64_t memory_bytes = 0;  // peak, of this rank's process
+  record::Bytes bytes{};     // this rank sent in this step
+  std::optional<double> validation_loss;
+};
+
+// Of every rank, but only rank 0 prints and writes.
+class RunLog {
+ public:
+  // Prints what is about to be trained and opens <save_dir>/metrics.jsonl; an older one there is renamed to
+  // metrics.1.jsonl, never overwritten. UserError where the folder cannot be written.
+  RunLog(const Run& run, const Device& device, int64_t last_step);
+  ~RunLog();  // leaves the terminal clean
+  RunLog(const RunLog&) = delete;
+  RunLog& operator=(const RunLog&) = delete;
+
+  void write(const StepMetrics& metrics);
+  void say_epoch(int64_t epoch);  // the data begins again
+  // The few lines at the end of a run. `folder`: of the checkpoint written last.
+  void summary(const std::string& folder, bool stopped);
+
+ private:
+  void print(const std::string& line);  // above the progress bar
+  void draw_progress(int64_t step);
+  double mfu(double tokens_per_second) const;  // 0 where the peak is unknown
+  double median_rate() const;                  // tokens per second, the first steps left out
+
+  const Run& run_;
+  const Device& device_;
+  const int64_t last_step_;
+  const bool on_terminal_;
+  double peak_flops_ = 0;  // of one rank; 0: unknown
+  std::ofstream file_;
+  std::string path_;
+  std::vector<StepMetrics> history_;
+  std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+};
+
+// Renames `path`, if it exists, to the first free of base.1ext, base.2ext, …: nothing is lost. Returns the new name,
+// or "" where nothing was there.
+std::string set_aside(const std::string& path);
+
+}  // namespace picotron

@@ -1,0 +1,83 @@
+// See run.h.
+#include "train/run.h"
+
+#include <fmt/format.h>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "kernels/matmul.h"
+#include "train/metrics.h"
+
+namespace picotron {
+namespace {
+
+c10::ScalarType resolve_dtype(const Config& config, bool on_gpu) {
+  const bool fast_bfloat16 = on_gpu || cpu_has_fast_bfloat16();
+  switch (config.model.dtype.value_or(fast_bfloat16 ? DType::bfloat16 : DType::float32)) {
+    case DType::float64:
+      if (on_gpu)
+        throw user_error("model.dtype float64 is for tests on a CPU; set distributed.use_cpu true");
+      return c10::kDouble;
+    case DType::float32:
+      return c10::kFloat;
+    case DType::bfloat16:
+      if (fast_bfloat16) return c10::kBFloat16;
+      log::warn(
+          "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 would be slower: computing in "
+          "float32");
+      return c10::kFloat;
+  }
+  throw BrokenInvariant("every dtype is handled");
+}
+
+}  // namespace
+
+Run prepare_run(const Config& config, bool on_gpu) {
+  Run run{.config = config};
+  const Training& training = config.training;
+  const DatasetKeys& data = config.dataset;
+  run.datasets = open_datasets({.name = data.name,
+                                .tokenizer = data.tokenizer.value_or(""),
+                                .seq_length = training.seq_length,
+                                .seed = static_cast<uint64_t>(training.seed),
+                                .num_samples = training.num_samples,
+                                .hold_out = training.eval_interval > 0,
+                                .validation = data.validation.value_or(""),
+                                .validation_fraction = data.validation_fraction});
+  const Dataset& train_data = *run.datasets.train;
+  for (const std::string& note : run.datasets.notes) log::print(note);
+  run.architecture = resolve_architecture(config.model, train_data.vocab_size());
+  if (train_data.vocab_size().value_or(0) > run.architecture.vocab_size) {
+    throw user_error(
+        "vocab_size {} of the model is smaller than the {} tokens of data set {}; set "
+        "model.vocab_size {} or more",
+        run.architecture.vocab_size, *train_data.vocab_size(), data.name, *train_data.vocab_size());
+  }
+  if (training.seq_length > run.architecture.max_position_embeddings) {
+    run.architecture.max_position_embeddings =
+        training.seq_length;  // from here on it has seen such positions
+  }
+  check_layout(config, run.architecture.num_attention_heads, run.architecture.num_key_value_heads,
+               run.architecture.num_hidden_layers);
+  run.dtype = resolve_dtype(config, on_gpu);
+  run.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");
+  return run;
+}
+
+std::string describe(const Run& run) {
+  const Config& config = run.config;
+  const LlamaConfig& model = run.architecture;
+  const auto parameters = static_cast<double>(count_parameters(model));
+  const Distributed& d = config.distributed;
+  return fmt::format(
+      "Model: {} parameters, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}, {}\n"
+      "Data: {}, {} rows of {} tokens\n"
+      "Layout: dp {} · tp {} · pp {} · cp {}, {} sequences ({} tokens) a step",
+      human_format(parameters), model.num_hidden_layers, model.hidden_size,
+      model.num_attention_heads, model.num_key_value_heads, model.vocab_size,
+      c10::toString(run.dtype), run.datasets.train->name(), run.datasets.train->num_rows(),
+      config.training.seq_length, d.dp_size, d.tp_size, d.pp_size, d.cp_size,
+      global_batch_size(config), tokens_per_step(config));
+}
+
+}  // namespace picotron

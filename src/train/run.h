@@ -1,0 +1,28 @@
+// A run, before it starts: everything the configuration names, opened and checked. What a file or a key gets wrong is
+// found here, before any rank is started (exit code 2), and by every rank alike.
+#pragma once
+#include <c10/core/ScalarType.h>
+
+#include <string>
+
+#include "core/config.h"
+#include "data/dataset.h"
+#include "model/architectures.h"
+
+namespace picotron {
+
+struct Run {
+  Config config;
+  OpenedDatasets datasets;
+  LlamaConfig architecture;
+  c10::ScalarType dtype = c10::kFloat;  // of the computation
+  std::string tokenizer;                // "builtin:stories", "bytes", or "" where none is known
+};
+
+// `on_gpu`: whether the ranks compute on one. Throws UserError.
+Run prepare_run(const Config& config, bool on_gpu);
+
+// Lines that say what is about to be trained: model, data, layout, batch.
+std::string describe(const Run& run);
+
+}  // namespace picotron

@@ -1,0 +1,47 @@
+// See samples.h.
+#include "train/samples.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/log.h"
+
+namespace picotron {
+
+std::vector<int64_t> prompt_tokens(const Tokenizer& tokenizer, const std::string& prompt) {
+  std::vector<int64_t> tokens;
+  if (tokenizer.bos()) tokens.push_back(*tokenizer.bos());
+  for (const int32_t token : tokenizer.encode(prompt)) tokens.push_back(token);
+  if (tokens.empty()) tokens.push_back(tokenizer.encode("\n").at(0));
+  return tokens;
+}
+
+std::vector<std::string> write_texts(Llama& model, const Tokenizer& tokenizer,
+                                     const std::string& prompt, int64_t samples,
+                                     SamplingOptions options) {
+  const std::vector<int64_t> before = prompt_tokens(tokenizer, prompt);
+  if (tokenizer.eos()) options.end_token = *tokenizer.eos();
+  options.vocab_size = std::min(model.config().vocab_size, tokenizer.vocab_size());
+  std::vector<std::string> texts;
+  for (const std::vector<int64_t>& after : generate(model, before, samples, options)) {
+    std::vector<int32_t> tokens(before.begin() + (tokenizer.bos() ? 1 : 0), before.end());
+    tokens.insert(tokens.end(), after.begin(), after.end());
+    texts.push_back(tokenizer.decode(tokens));
+  }
+  return texts;
+}
+
+void show_samples(Llama& model, const Run& run) {
+  const std::shared_ptr<const Tokenizer> tokenizer = run.datasets.train->tokenizer();
+  if (tokenizer == nullptr) return;
+  log::print("\nThree texts that the model has just written:");
+  const SamplingOptions options{.max_new_tokens = 120,
+                                .temperature = 0.8,
+                                .seed = static_cast<uint64_t>(run.config.training.seed)};
+  for (const std::string& text : write_texts(model, *tokenizer, "", 3, options)) {
+    log::print(fmt::format("  • {}", text));
+  }
+}
+
+}  // namespace picotron

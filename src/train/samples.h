@@ -1,0 +1,23 @@
+// What the model writes at the end of a run: three short texts, from the beginning of a text or from a prompt.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "data/tokenizer.h"
+#include "model/sampling.h"
+#include "train/run.h"
+
+namespace picotron {
+
+// The tokens that stand before a text of this tokenizer: its bos, or a newline.
+std::vector<int64_t> prompt_tokens(const Tokenizer& tokenizer, const std::string& prompt);
+
+// `samples` texts that continue `prompt`, the prompt included. Ends each at the tokenizer's eos.
+std::vector<std::string> write_texts(Llama& model, const Tokenizer& tokenizer,
+                                     const std::string& prompt, int64_t samples,
+                                     SamplingOptions options);
+
+// Prints three texts of a model that was trained on words we can spell; nothing where the data are bare tokens.
+void show_samples(Llama& model, const Run& run);
+
+}  // namespace picotron

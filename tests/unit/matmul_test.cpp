@@ -1,0 +1,160 @@
+// Every product of kernels/matmul against the same product in float64: odd and tiny shapes, operands
+// that are views, sums over several microbatches; and the same bits whatever the number of threads.
+#include "kernels/matmul.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <tuple>
+#include <vector>
+
+#include "core/error.h"
+#include "core/record.h"
+#include "gpu.h"
+
+namespace picotron {
+namespace {
+
+struct Shape {
+  int64_t m, n, k;
+};
+constexpr Shape kShapes[] = {{1, 1, 1},    {1, 7, 5},     {3, 1, 9},     {8, 16, 1},
+                             {5, 72, 509}, {17, 509, 72}, {64, 64, 64},  {33, 31, 29},
+                             {128, 96, 1}, {2, 576, 192}, {65, 127, 257}};
+
+double tolerance(at::ScalarType dtype) {
+  return dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 1e-5 : 2e-2;
+}
+
+at::Tensor random(int64_t rows, int64_t columns, uint64_t seed, const at::TensorOptions& options) {
+  at::Generator generator = at::globalContext().defaultGenerator(at::kCPU).clone();
+  generator.set_current_seed(seed);
+  return at::randn({rows, columns}, generator, at::TensorOptions(at::kDouble)).to(options);
+}
+
+// max|a − b| against Σ|x||w|, the size of the sum's terms: a product may cancel to nearly nothing.
+void expect_product(const at::Tensor& got, const at::Tensor& a, const at::Tensor& b,
+                    double tolerance, double times = 1) {
+  const auto wide = [](const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); };
+  const at::Tensor want = at::mm(wide(a), wide(b)) * times;
+  ASSERT_EQ(got.sizes(), want.sizes());
+  const double size = at::mm(wide(a).abs(), wide(b).abs()).max().item<double>() * times;
+  EXPECT_LT((wide(got) - want).abs().max().item<double>() / size, tolerance);
+}
+
+std::string name_of(const Shape& s, at::ScalarType dtype) {
+  return fmt::format("m {} n {} k {} {}", s.m, s.n, s.k, at::toString(dtype));
+}
+
+// A matrix whose rows lie in a wider one, as the parts of a fused product do.
+at::Tensor as_part(const at::Tensor& x) {
+  const at::Tensor wide = at::zeros({x.size(0), x.size(1) + 13}, x.options());
+  wide.slice(1, 6, 6 + x.size(1)).copy_(x);
+  return wide.slice(1, 6, 6 + x.size(1));
+}
+// A matrix whose columns are contiguous.
+at::Tensor as_transpose(const at::Tensor& x) {
+  return x.t().contiguous().t();
+}
+
+void expect_all_products(const Shape& s, const at::TensorOptions& options,
+                         const std::function<at::Tensor(const at::Tensor&)>& view) {
+  const auto dtype = c10::typeMetaToScalarType(options.dtype());
+  SCOPED_TRACE(name_of(s, dtype));
+  const at::Tensor x = view(random(s.m, s.k, 1, options));
+  const at::Tensor w = view(random(s.n, s.k, 2, options));
+  const at::Tensor dy = view(random(s.m, s.n, 3, options));
+  const at::Tensor y = linear(x, w);
+  EXPECT_EQ(y.scalar_type(), dtype);
+  expect_product(y, x, w.t(), tolerance(dtype));
+  expect_product(linear_input_gradient(dy, w), dy, w, tolerance(dtype));
+
+  constexpr int kMicrobatches = 3;
+  const at::ScalarType sums = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor dw = at::zeros({s.n, s.k}, options.dtype(sums));
+  for (int i = 0; i < kMicrobatches; ++i) linear_weight_gradient(dw, dy, x);
+  expect_product(dw, dy.t(), x, tolerance(sums), kMicrobatches);
+}
+
+void expect_all_products_on(c10::Device device, std::vector<at::ScalarType> dtypes) {
+  for (const at::ScalarType dtype : dtypes) {
+    for (const Shape& shape : kShapes) {
+      const at::TensorOptions options = at::TensorOptions(dtype).device(device);
+      expect_all_products(shape, options, [](const at::Tensor& x) { return x; });
+      expect_all_products(shape, options, as_part);
+      expect_all_products(shape, options, as_transpose);
+    }
+  }
+}
+
+TEST(Matmul, MatchesFloat64) {
+  expect_all_products_on(at::kCPU, {at::kDouble, at::kFloat, at::kBFloat16});
+}
+
+TEST(Matmul, MatchesFloat64OnAGpu) {
+  const auto device = gpu_or_null();
+  if (device == nullptr) GTEST_SKIP() << "not run: no GPU here, or no CUDA plug-in";
+  expect_all_products_on(device->torch(), {at::kFloat, at::kBFloat16});
+}
+
+// bf16 gradients are summed in fp32: a bf16 sum of a thousand equal terms stops growing at 256.
+TEST(Matmul, AccumulatesInFloat32) {
+  const at::Tensor one = at::ones({1, 1}, at::TensorOptions(at::kBFloat16));
+  const at::Tensor dw = at::zeros({1, 1});
+  for (int i = 0; i < 1000; ++i) linear_weight_gradient(dw, one, one);
+  EXPECT_EQ(dw.item<float>(), 1000.0F);
+}
+
+TEST(Matmul, GivesTheSameBitsOnOneThreadAndTwo) {
+  const int before = at::get_num_threads();
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (const Shape& s : {Shape{129, 509, 257}, Shape{512, 576, 192}, Shape{7, 1536, 576}}) {
+      SCOPED_TRACE(name_of(s, dtype));
+      const at::TensorOptions options(dtype);
+      const at::Tensor x = random(s.m, s.k, 1, options);
+      const at::Tensor w = random(s.n, s.k, 2, options);
+      const at::Tensor dy = random(s.m, s.n, 3, options);
+      std::vector<at::Tensor> results[2];
+      for (const int threads : {1, 2}) {
+        at::set_num_threads(threads);
+        const at::Tensor dw = at::ones({s.n, s.k});
+        linear_weight_gradient(dw, dy, x);
+        results[threads - 1] = {linear(x, w), linear_input_gradient(dy, w), dw};
+      }
+      for (size_t i = 0; i < 3; ++i) {
+        EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << "product " << i;
+      }
+    }
+  }
+  at::set_num_threads(before);
+}
+
+TEST(Matmul, RefusesShapesThatDoNotFit) {
+  const at::Tensor x = at::zeros({3, 4});
+  EXPECT_THROW(linear(x, at::zeros({5, 3})), BrokenInvariant);
+  EXPECT_THROW(linear(x, at::zeros({5, 4}, at::TensorOptions(at::kBFloat16))), BrokenInvariant);
+  EXPECT_THROW(linear_input_gradient(x, at::zeros({3, 4})), BrokenInvariant);
+  EXPECT_THROW(linear_weight_gradient(at::zeros({4, 4}), at::zeros({3, 5}), x), BrokenInvariant);
+  EXPECT_THROW(linear_weight_gradient(at::zeros({4, 5}).t(), at::zeros({3, 5}), x),
+               BrokenInvariant);
+}
+
+TEST(Matmul, LeavesItsOperationsInTheRecord) {
+  record::Recorder recorder;
+  const record::Attach attach(&recorder);
+  linear(at::zeros({3, 4}), at::zeros({5, 4}));
+  EXPECT_EQ(recorder.product_flops(), 2.0 * 3 * 4 * 5);
+  EXPECT_STREQ(recorder.newest().what, "linear");
+  EXPECT_NE(recorder.newest().end_ns, 0);
+}
+
+TEST(Matmul, MeasuresARate) {
+  const double rate = measure_product_rate(at::kFloat);
+  EXPECT_GT(rate, 1e8);
+  EXPECT_LT(rate, 1e15);
+}
+
+}  // namespace
+}  // namespace picotron
