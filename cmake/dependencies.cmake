@@ -32,8 +32,15 @@ set(PICOTRON_TORCH "" CACHE PATH "a LibTorch of the user's own, instead of the o
 file(GLOB venv_torch ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch/include)
 if(PICOTRON_TORCH)
   find_path(PICOTRON_TORCH_INCLUDE ATen/ATen.h PATHS ${PICOTRON_TORCH}/include NO_DEFAULT_PATH)
-else()  # the suffix: torch.utils.cmake_prefix_path is torch/share/cmake
-  find_path(PICOTRON_TORCH_INCLUDE ATen/ATen.h HINTS ${venv_torch} PATH_SUFFIXES ../../include)
+else()
+  set(prefixes ${CMAKE_PREFIX_PATH})
+  if(DEFINED ENV{CMAKE_PREFIX_PATH})
+    string(REPLACE ":" ";" environment "$ENV{CMAKE_PREFIX_PATH}")
+    list(APPEND prefixes ${environment})
+  endif()
+  # torch.utils.cmake_prefix_path, which people set, is torch/share/cmake.
+  list(TRANSFORM prefixes APPEND /../../include)
+  find_path(PICOTRON_TORCH_INCLUDE ATen/ATen.h HINTS ${prefixes} ${venv_torch})
 endif()
 if(NOT PICOTRON_TORCH_INCLUDE)
   message(FATAL_ERROR "no LibTorch found: use ./run build, which installs it into .venv, or name yours "
@@ -49,7 +56,7 @@ endforeach()
 string(REGEX MATCHALL "[0-9]+" torch_version "${torch_version_lines}")
 list(JOIN torch_version "." torch_version)
 if(NOT torch_version STREQUAL "2.11.0")
-  message(NOTICE "warning: ${PICOTRON_TORCH_DIR} is LibTorch ${torch_version}; Picotron is tested with 2.11.0")
+  message(STATUS "warning: ${PICOTRON_TORCH_DIR} is LibTorch ${torch_version}; Picotron is tested with 2.11.0")
 endif()
 
 add_library(picotron_torch INTERFACE)

@@ -1,4 +1,6 @@
 // Which instruction set's table of fused kernels this CPU runs: looked up once, at the first call.
+//   DEFAULT  what the compiler targets     AVX2  and FMA
+//   AVX512   F, BW, VL, DQ and BF16: the CPUs (Zen 4, Sapphire Rapids, later) that train in bf16
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -40,7 +40,7 @@ double normal(uint64_t key, int64_t i) {
 
 // [outer, dim, inner] of the full tensor; the shard is a range of dim.
 template <class Draw>
-void fill(const Parameter& parameter, const Draw& draw) {
+void fill(const Parameter& parameter, const at::Tensor& flat, const Draw& draw) {
   int64_t inner = 1;
   for (size_t d = static_cast<size_t>(parameter.shard.dim) + 1; d < parameter.full_shape.size();
        ++d) {
@@ -57,8 +57,7 @@ void fill(const Parameter& parameter, const Draw& draw) {
           draw((row / here * full + row % here + parameter.shard.begin) * inner + local % inner);
     }
   });
-  at::Tensor value = parameter.value;
-  value.copy_(drawn.view(parameter.local_shape()));
+  flat.narrow(0, parameter.offset, parameter.numel()).copy_(drawn);
 }
 
 }  // namespace
@@ -78,22 +77,22 @@ PhiloxBlock philox(uint64_t key, uint64_t counter) {
   return {{x[0], x[1], x[2], x[3]}};
 }
 
-void fill_initial_values(Parameters& parameters, const InitialValuesOptions& options) {
+void fill_initial_values(const Parameters& parameters, const at::Tensor& flat,
+                         const InitialValuesOptions& options) {
   for (const Parameter& parameter : parameters.list()) {
     const uint64_t key = key_of(options.seed, parameter.name);
     const bool reference = options.kind == InitialValues::reference;
     if (parameter.role == Role::norm) {
-      fill(parameter, [](int64_t) { return 1.0; });
+      fill(parameter, flat, [](int64_t) { return 1.0; });
     } else if (parameter.role == Role::bias && !reference) {
-      fill(parameter, [](int64_t) { return 0.0; });
+      fill(parameter, flat, [](int64_t) { return 0.0; });
     } else if (!reference || parameter.role == Role::embedding) {
       const double scale = reference ? 1.0 : options.initializer_range;
-      fill(parameter, [&](int64_t i) { return scale * normal(key, i); });
+      fill(parameter, flat, [&](int64_t i) { return scale * normal(key, i); });
     } else {
       // A bias has its layer's fan-in, which it does not know itself.
       const double bound = 1 / std::sqrt(static_cast<double>(parameter.fan_in));
-      fill(parameter,
-           [&](int64_t i) { return bound * (2 * uniforms(key, static_cast<uint64_t>(i)).a - 1); });
+      fill(parameter, flat, [&](int64_t i) { return bound * (2 * uniforms(key, static_cast<uint64_t>(i)).a - 1); });
     }
   }
 }

@@ -21,8 +21,10 @@ struct InitialValuesOptions {
   uint64_t seed = 42;
 };
 
-// Fills every parameter's local part.
-void fill_initial_values(Parameters& parameters, const InitialValuesOptions& options);
+// Fills `flat`, a buffer of the layout of parameters.flat(), with every parameter's local part. It may be of a wider
+// dtype than the values: master weights start from what bf16 then rounds.
+void fill_initial_values(const Parameters& parameters, const at::Tensor& flat,
+                         const InitialValuesOptions& options);
 
 // The generator itself: 128 random bits for (key, counter).
 struct PhiloxBlock {

@@ -71,6 +71,7 @@ class Llama : public Stage {
   at::Tensor logits(const TokenBatch& batch);
 
   Parameters& parameters() { return parameters_; }
+  const Parameters& parameters() const { return parameters_; }
   const LlamaConfig& config() const { return config_; }
   int64_t max_positions() const { return rope_.cos.size(0); }
 

@@ -10,7 +10,7 @@
 namespace picotron {
 
 ShardedOptimizer::ShardedOptimizer(Parameters& parameters, const Gradients& gradients,
-                                   const Training& training, Body body)
+                                   const at::Tensor& initial, const Training& training, Body body)
     : parameters_(parameters), gradients_(gradients), training_(training), body_(body) {
   int64_t state_numel = 0;
   for (const Range& range : gradients.owned()) {
@@ -32,19 +32,14 @@ ShardedOptimizer::ShardedOptimizer(Parameters& parameters, const Gradients& grad
   const at::TensorOptions options = gradients.flat().options();
   if (parameters.flat().scalar_type() != gradients.flat().scalar_type()) {
     master_ = at::empty({state_numel}, options);
-    set_masters(parameters.flat());
+    for (const Segment& segment : segments_) {
+      master_.narrow(0, segment.state_offset, segment.flat.size())
+          .copy_(initial.narrow(0, segment.flat.begin, segment.flat.size()));
+    }
   }
   if (training.optimizer == OptimizerKind::adamw) {
     m_ = at::zeros({state_numel}, options);
     v_ = at::zeros({state_numel}, options);
-  }
-}
-
-void ShardedOptimizer::set_masters(const at::Tensor& flat_values) {
-  if (!master_.defined()) return;
-  for (const Segment& segment : segments_) {
-    master_.narrow(0, segment.state_offset, segment.flat.size())
-        .copy_(flat_values.narrow(0, segment.flat.begin, segment.flat.size()));
   }
 }
 

@@ -21,16 +21,14 @@ namespace picotron {
 
 class ShardedOptimizer {
  public:
-  // The parameters must hold their initial values; `gradients` outlives this object.
-  ShardedOptimizer(Parameters& parameters, const Gradients& gradients, const Training& training,
-                   Body body);
+  // `initial`: the values in the dtype of the masters, in the layout of parameters.flat(). `parameters` and `gradients`
+  // outlive this object.
+  ShardedOptimizer(Parameters& parameters, const Gradients& gradients, const at::Tensor& initial,
+                   const Training& training, Body body);
 
   // Update number `step`, from 1, of every parameter. clip_factor: 0-dim, of the master's dtype; where it is not finite
   // nothing changes.
   void step(int64_t step, double learning_rate, const at::Tensor& clip_factor);
-
-  // Copies the values into the masters again, after somebody else has set them in full precision.
-  void set_masters(const at::Tensor& flat_values);
 
   int64_t state_bytes() const;
 

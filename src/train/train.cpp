@@ -75,14 +75,15 @@ std::vector<TokenBatch> next_batches(const BatchLoader& loader, int64_t step, at
   return batches;
 }
 
-void fill_values(Llama& model, const Run& run) {
+// The first values of this rank's part, in full precision, into a buffer of the layout of parameters.flat().
+void fill_values(const at::Tensor& flat, const Llama& model, const Run& run) {
   const ModelKeys& keys = run.config.model;
   if (keys.init_from) {
-    load_huggingface(*keys.init_from, model.parameters());
+    load_huggingface(*keys.init_from, model.config(), model.parameters(), flat);
     return;
   }
   fill_initial_values(
-      model.parameters(),
+      model.parameters(), flat,
       {.kind = keys.init == Init::reference ? InitialValues::reference : InitialValues::normal,
        .initializer_range = run.architecture.initializer_range,
        .seed = static_cast<uint64_t>(run.config.training.seed)});
@@ -137,10 +138,12 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
   const Mesh mesh = make_mesh(axis_sizes(config), rendezvous, config.distributed.mesh_order);
   Llama model(run.architecture, mesh,
               {at::TensorOptions(run.dtype).device(device.torch()), training.seq_length, body});
-  fill_values(model, run);
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
                       {.zero_stage = static_cast<int>(config.distributed.zero_stage)});
-  ShardedOptimizer optimizer(model.parameters(), gradients, training, body);
+  fill_values(gradients.flat(), model,
+              run);  // unused until the first step, it has their layout and precision
+  model.parameters().flat().copy_(gradients.flat());
+  ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training, body);
   const Schedule schedule = make_schedule(config, mesh);
   const BatchLoader batches = make_loader(run, mesh, *run.datasets.train, config.dataset.shuffle);
   RunLog log(run, device, last_step(config));

@@ -8,7 +8,7 @@
 namespace picotron::cpu::CPU_CAPABILITY {
 
 template <class S, class C>
-PICOTRON_INLINE C widened(const S* at) {
+PICOTRON_INLINE C value_of(const S* at) {
   return load<C>(at, Partial{1})[0];
 }
 
@@ -44,7 +44,7 @@ void cross_entropy_statistics(const CrossEntropyArguments<S>& arguments, int64_t
       }
       C highest = max_lanes<C>(most[0] > most[1] ? most[0] : most[1]);
       for (i = whole; i < n; ++i) {
-        const C x = widened<S, C>(block + i);
+        const C x = value_of<S, C>(block + i);
         highest = x > highest ? x : highest;
       }
       if (highest > maximum) {
@@ -64,7 +64,7 @@ void cross_entropy_statistics(const CrossEntropyArguments<S>& arguments, int64_t
     C* out = arguments.statistics + 3 * row;
     out[0] = maximum;
     out[1] = sum;
-    out[2] = here ? widened<S, C>(logits + target) : C{0};
+    out[2] = here ? value_of<S, C>(logits + target) : C{0};
   }
 }
 
@@ -78,7 +78,7 @@ void cross_entropy_gradient(const CrossEntropyArguments<S>& arguments, int64_t b
     const int64_t target = arguments.targets[row] - arguments.vocab_begin;
     const bool here = target >= 0 && target < arguments.columns;
     // Taken before its place is overwritten: softmax − 1 must be rounded once, not twice.
-    const C target_logit = here ? widened<S, C>(logits + target) : C{0};
+    const C target_logit = here ? value_of<S, C>(logits + target) : C{0};
     for_vectors<C>(arguments.columns, [&](int64_t i, auto part) PICOTRON_LAMBDA {
       store(logits + i, exponential(load<C>(logits + i, part) - lse) * scale, part);
     });

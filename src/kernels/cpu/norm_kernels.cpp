@@ -16,8 +16,7 @@ void rms_norm(const NormArguments<S>& arguments, int64_t begin, int64_t end) {
       const S* delta = arguments.delta + row * hidden;
       S* sum = arguments.sum + row * hidden;
       squares = sum_vectors<C>(hidden, [&](int64_t i, auto part) PICOTRON_LAMBDA {
-        const auto v = rounded<S>(load<C>(x + i, part) + load<C>(delta + i, part));
-        store(sum + i, v, part);
+        const auto v = store(sum + i, load<C>(x + i, part) + load<C>(delta + i, part), part);
         return v * v;
       });
       x = sum;

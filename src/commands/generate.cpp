@@ -1,0 +1,77 @@
+// picotron generate: lets a trained model continue a prompt.
+#include <ATen/ATen.h>
+
+#include <nlohmann/json.hpp>
+
+#include <fstream>
+
+#include "checkpoint/huggingface.h"
+#include "commands/command_line.h"
+#include "commands/commands.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "data/stories.h"
+#include "model/llama.h"
+#include "train/samples.h"
+
+namespace picotron {
+
+int generate_command(const std::vector<std::string>& arguments) {
+  CLI::App app("Let a trained model continue a prompt.", "generate");
+  std::string checkpoint, model_folder, prompt, tokenizer_name;
+  int64_t samples = 1;
+  SamplingOptions options{.max_new_tokens = 200, .temperature = 0.8};
+  CLI::Option* from_checkpoint =
+      app.add_option("--checkpoint", checkpoint, "A checkpoint: save_dir, or one step's folder");
+  app.add_option("--model", model_folder, "A Hugging Face folder")->excludes(from_checkpoint);
+  app.add_option("--prompt", prompt, "The text to continue; without one, the beginning of a text");
+  app.add_option("--max_new_tokens", options.max_new_tokens)
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--temperature", options.temperature, "0 takes the likeliest token")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--top_k", options.top_k, "Draw among the k likeliest; 0: all")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--seed", options.seed)->capture_default_str();
+  app.add_option("--num_samples", samples, "How many texts")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--tokenizer", tokenizer_name,
+                 "bytes or builtin:stories; by default what the checkpoint names");
+  if (const std::optional<int> done = parse(app, arguments)) return *done;
+  if (checkpoint.empty() && model_folder.empty()) {
+    throw user_error(
+        "generate needs --checkpoint DIR or --model DIR; a run writes its own under "
+        "checkpoint.save_dir");
+  }
+
+  const std::filesystem::path folder =
+      find_model_folder(checkpoint.empty() ? model_folder : checkpoint);
+  const LlamaConfig config = read_huggingface_config(folder.string());
+  if (tokenizer_name.empty()) tokenizer_name = config.tokenizer;
+  if (tokenizer_name.empty()) {
+    throw user_error(
+        "{} does not say which tokenizer it was trained with; give --tokenizer bytes or "
+        "builtin:stories",
+        folder.string());
+  }
+  const std::shared_ptr<const Tokenizer> tokenizer = make_tokenizer(tokenizer_name);
+  const auto length =
+      static_cast<int64_t>(prompt_tokens(*tokenizer, prompt).size()) + options.max_new_tokens;
+  if (length > config.max_position_embeddings) {
+    log::warn(fmt::format(
+        "the model has learned {} positions and is asked for {}; what comes after may ramble",
+        config.max_position_embeddings, length));
+  }
+  const at::NoGradGuard no_grad;
+  const Mesh alone;
+  Llama model(config, alone, {at::TensorOptions(at::kFloat), length});
+  load_huggingface(folder, config, model.parameters());
+  for (const std::string& text : write_texts(model, *tokenizer, prompt, samples, options))
+    log::print(text);
+  return 0;
+}
+
+}  // namespace picotron

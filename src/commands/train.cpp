@@ -1,0 +1,73 @@
+// picotron train: a configuration, or flags, or nothing at all, and a model is trained. Under torchrun, srun or mpirun
+// this process is one rank; without them it starts the ranks itself (dist/launch.h).
+#include "train/train.h"
+
+#include <malloc.h>
+
+#include <cstdlib>
+
+#include "commands/command_line.h"
+#include "commands/commands.h"
+#include "core/config.h"
+#include "core/log.h"
+#include "dist/device.h"
+#include "dist/launch.h"
+
+namespace picotron {
+namespace {
+
+// The activations of a step are freed and wanted again by the next one: keep them, instead of giving the memory back
+// to the system and having it zeroed page by page.
+void keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, -1);
+  mallopt(M_TOP_PAD, 64 << 20);
+}
+
+}  // namespace
+
+int train_command(const std::vector<std::string>& arguments) {
+  std::vector<std::string> rest = arguments;
+  const std::vector<Override> overrides = take_overrides(rest, Flags::dotted_and_short);
+  CLI::App app("Train a model. Without a file and flags: the built-in stories.", "train");
+  std::string file;
+  app.add_option("--config", file, "The config.json to train");
+  app.footer(short_flags_help());
+  const std::vector<std::string> known = short_flags();
+  if (const std::optional<int> done = parse(app, rest, known)) return *done;
+
+  keep_freed_memory();
+  Config config = file.empty() && !overrides.empty() ? config_from_flags(overrides)
+                                                     : load_config(file, overrides);
+  resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
+  const Environment& environment = config.environment;
+  const bool on_gpu = !config.distributed.use_cpu.value_or(!gpu_available());
+
+  const LaunchOptions options{
+      .world_size = static_cast<int>(world_size(config)),
+      .ranks = config.distributed.ranks,
+      .timeout = std::chrono::milliseconds(
+          static_cast<int64_t>(1000 * config.distributed.timeout_seconds)),
+      .threads_per_rank = static_cast<int>(environment.OMP_NUM_THREADS.value_or(0)),
+      .argv = arguments};
+  // What files and keys get wrong is found before a rank is started, and said once.
+  const Run run = prepare_run(config, on_gpu);
+  return launch(options, [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
+    for (const std::string& sentence : warnings(config)) log::warn(sentence);
+    const std::unique_ptr<Device> device =
+        open_device({.use_cpu = !on_gpu,
+                     .local_rank = local_rank,
+                     .share_gpus = config.distributed.backend == Backend::gloo});
+    Rendezvous with_backend = rendezvous;
+    if (on_gpu && config.distributed.backend != Backend::gloo) {
+      with_backend.backend = [&](const BackendRequest& request) {
+        return device->make_nccl_backend(request.store, request.rank, request.size,
+                                         request.timeout);
+      };
+    }
+    train(run, with_backend, *device);
+    return 0;
+  });
+}
+
+}  // namespace picotron
