@@ -24,7 +24,8 @@
 namespace picotron {
 
 struct LlamaConfig {
-  std::string name;  // the hub id, the folder, or "custom": for messages alone
+  std::string name;       // the hub id, the folder, or "custom": for messages alone
+  std::string tokenizer;  // it was trained with: "bytes", "builtin:stories"; "": not said
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
