@@ -28,7 +28,7 @@ std::string nearest(const std::string& flag, const std::vector<std::string>& kno
 
 UserError unexpected(const CLI::App& app, const std::string& argument,
                      std::span<const std::string> other_flags) {
-  const std::string command = "picotron " + app.get_name();
+  const std::string command = app.get_name();
   if (!argument.starts_with("-")) {
     return user_error("{}: unexpected argument '{}'; see {} --help", command,
                       argument.substr(0, 100), command);
@@ -47,6 +47,7 @@ UserError unexpected(const CLI::App& app, const std::string& argument,
 
 std::optional<int> parse(CLI::App& app, const std::vector<std::string>& arguments,
                          std::span<const std::string> other_flags) {
+  app.name("picotron " + app.get_name());
   app.allow_extras();
   try {
     app.parse(std::vector<std::string>(arguments.rbegin(),
@@ -57,8 +58,7 @@ std::optional<int> parse(CLI::App& app, const std::vector<std::string>& argument
   } catch (const CLI::ParseError& error) {
     std::string what = error.what();
     std::replace(what.begin(), what.end(), '\n', ' ');
-    throw user_error("picotron {}: {}; see picotron {} --help", app.get_name(), what,
-                     app.get_name());
+    throw user_error("{}: {}; see {} --help", app.get_name(), what, app.get_name());
   }
   const std::vector<std::string> extras = app.remaining();
   if (!extras.empty()) throw unexpected(app, extras.front(), other_flags);

@@ -65,7 +65,10 @@ std::string sketch(const Config& config, const LlamaConfig& model) {
                        .replicas = d.dp_size * d.cp_size,
                        .zero_stage = d.zero_stage,
                        .dtype = dtype_of(config)});
-  const auto gigabytes = [](double bytes) { return fmt::format("{:.2f} GB", bytes / 1e9); };
+  const auto size = [](double bytes) {
+    return bytes < 1e9 ? fmt::format("{:.1f} MB", bytes / 1e6)
+                       : fmt::format("{:.2f} GB", bytes / 1e9);
+  };
   return fmt::format(
       "Model: {} parameters, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}\n"
       "Batch: {} sequences of {} tokens, {} tokens per step, {} steps\n"
@@ -77,8 +80,8 @@ std::string sketch(const Config& config, const LlamaConfig& model) {
       global_batch_size(config), config.training.seq_length, tokens_per_step(config),
       config.training.total_train_steps, d.dp_size, d.pp_size, d.cp_size, d.tp_size,
       world_size(config), world_size(config) == 1 ? "" : "s", to_string(dtype_of(config)),
-      gigabytes(memory.weights), gigabytes(memory.gradients), gigabytes(memory.optimizer),
-      gigabytes(memory.activations), gigabytes(memory.total()));
+      size(memory.weights), size(memory.gradients), size(memory.optimizer),
+      size(memory.activations), size(memory.total()));
 }
 
 // Complete or not at all: a run that reads it while it is replaced sees the old or the new one.

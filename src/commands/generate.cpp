@@ -1,5 +1,6 @@
 // picotron generate: lets a trained model continue a prompt.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <nlohmann/json.hpp>
 

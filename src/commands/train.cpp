@@ -37,7 +37,7 @@ int train_command(const std::vector<std::string>& arguments) {
   if (const std::optional<int> done = parse(app, rest, known)) return *done;
 
   keep_freed_memory();
-  Config config = file.empty() && !overrides.empty() ? config_from_flags(overrides)
+  Config config = file.empty() ? config_from_flags(overrides)
                                                      : load_config(file, overrides);
   resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
   const Environment& environment = config.environment;
@@ -58,14 +58,9 @@ int train_command(const std::vector<std::string>& arguments) {
         open_device({.use_cpu = !on_gpu,
                      .local_rank = local_rank,
                      .share_gpus = config.distributed.backend == Backend::gloo});
-    Rendezvous with_backend = rendezvous;
-    if (on_gpu && config.distributed.backend != Backend::gloo) {
-      with_backend.backend = [&](const BackendRequest& request) {
-        return device->make_nccl_backend(request.store, request.rank, request.size,
-                                         request.timeout);
-      };
-    }
-    train(run, with_backend, *device);
+    Rendezvous meeting = rendezvous;
+    if (on_gpu && config.distributed.backend != Backend::gloo) meeting.backend = nccl_backends(*device);
+    train(run, meeting, *device);
     return 0;
   });
 }

@@ -177,4 +177,10 @@ std::unique_ptr<Device> open_device(const DeviceOptions& options) {
   return open_gpu(plugin, options.local_rank, options.share_gpus);
 }
 
+BackendFactory nccl_backends(const Device& device) {
+  return [&device](const BackendRequest& request) {
+    return device.make_nccl_backend(request.store, request.rank, request.size, request.timeout);
+  };
+}
+
 }  // namespace picotron

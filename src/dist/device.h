@@ -19,6 +19,8 @@
 #include <optional>
 #include <string>
 
+#include "dist/mesh.h"
+
 namespace c10d {
 class Backend;
 class Store;

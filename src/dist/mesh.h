@@ -70,7 +70,7 @@ using BackendFactory = std::function<c10::intrusive_ptr<c10d::Backend>(const Bac
 struct Rendezvous {
   int global_rank = 0;
   int world_size = 1;
-  c10::intrusive_ptr<c10d::Store> store = {};
+  c10::intrusive_ptr<c10d::Store> store;
   std::string address = "127.0.0.1";  // by which the other ranks reach this one
   std::chrono::milliseconds timeout{600'000};
   BackendFactory backend = {};                // empty: Gloo on `address`

@@ -31,7 +31,8 @@ AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Te
   if (!q.is_cpu()) return attention_cuda(q, k, v, causal, scale);
   auto [out, lse] =
       at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, {}, scale);
-  return {out, lse};
+  // ATen gives it the layout of q.
+  return {out.transpose(1, 2).contiguous().transpose(1, 2), lse};
 }
 
 AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& q,

@@ -2,6 +2,7 @@
 #include "train/train.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -44,6 +45,12 @@ struct StepResult {
   double seconds = 0;
   record::Bytes bytes{};  // sent, by axis
 };
+
+AxisSizes axis_sizes(const Config& config) {
+  const Distributed& d = config.distributed;
+  return {static_cast<int>(d.dp_size), static_cast<int>(d.pp_size), static_cast<int>(d.cp_size),
+          static_cast<int>(d.tp_size)};
+}
 
 Schedule make_schedule(const Config& config, const Mesh& mesh) {
   const int64_t microbatches = gradient_accumulation_steps(config);
@@ -111,7 +118,8 @@ std::string save_model(Llama& model, const Run& run, const Mesh& mesh, int64_t s
   const std::string folder = fmt::format("{}/{}", run.config.checkpoint.save_dir, step);
   if (mesh.global_rank == 0) {
     set_aside(folder);
-    save_huggingface(folder + "/model", model.config(), model.parameters(), run.tokenizer);
+    const DType stored = run.dtype == at::kBFloat16 ? DType::bfloat16 : DType::float32;
+    save_huggingface(folder + "/model", model.config(), model.parameters(), {.dtype = stored});
   }
   barrier(mesh.world);
   return folder;

@@ -30,7 +30,6 @@ FLOOR = {"core": 0, "dist": 1, "kernels": 1, "parallel": 2, "model": 3, "hub": 4
 CUDA_MAY_INCLUDE = {"core", "dist", "kernels", "cuda"}
 
 LIBTORCH_FREE = {"core", "hub", "data"}  # picotron_base compiles without LibTorch's headers
-MAKES_TENSORS = {"data/loader.h", "data/loader.cpp"}  # the one exception, compiled with the engine
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
@@ -145,8 +144,8 @@ def test_onednn_is_of_matmul():
 
 def test_rooms_without_tensors():
     found = include_breaches(r"^(ATen|c10|torch)/",
-                             lambda n: room_of(n) not in LIBTORCH_FREE or n in MAKES_TENSORS,
-                             "core, hub and data (but data/loader) compile without LibTorch")
+                             lambda n: room_of(n) not in LIBTORCH_FREE,
+                             "core, hub and data compile without LibTorch")
     assert not found, "\n".join(found)
 
 

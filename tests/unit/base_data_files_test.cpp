@@ -39,7 +39,7 @@ std::string npy(const std::vector<T>& values, int version = 1) {
          std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 
-class Files : public testing::Test {
+class DataFiles : public testing::Test {
  protected:
   void SetUp() override {
     std::string pattern = (fs::temp_directory_path() / "picotron-data-XXXXXX").string();
@@ -85,7 +85,7 @@ std::vector<uint16_t> counting(int n, int first = 0) {
   return out;
 }
 
-TEST_F(Files, NpyOfEachVersionAndWidth) {
+TEST_F(DataFiles, NpyOfEachVersionAndWidth) {
   for (const int version : {1, 2, 3}) {
     const auto opened = open_datasets(
         {.name = write("a.npy", npy(counting(22), version)), .tokenizer = "", .seq_length = 7});
@@ -108,7 +108,7 @@ TEST_F(Files, NpyOfEachVersionAndWidth) {
   EXPECT_EQ(row(*unaligned.train, 0), (std::vector<int32_t>{1, 2, 3}));
 }
 
-TEST_F(Files, HostileNpyIsOneSentence) {
+TEST_F(DataFiles, HostileNpyIsOneSentence) {
   const std::string six(6, '\1');
   const struct {
     std::string content, expected;
@@ -163,7 +163,7 @@ TEST_F(Files, HostileNpyIsOneSentence) {
   }
 }
 
-TEST_F(Files, TokenBeyondAnyVocabularyIsNamed) {
+TEST_F(DataFiles, TokenBeyondAnyVocabularyIsNamed) {
   const auto opened =
       open_datasets({.name = write("a.npy", npy(std::vector<uint32_t>{1, 2, 0x80000000u, 3, 4})),
                      .seq_length = 2});
@@ -171,7 +171,7 @@ TEST_F(Files, TokenBeyondAnyVocabularyIsNamed) {
             "a.npy, token 2: 2147483648 is larger than any vocabulary");
 }
 
-TEST_F(Files, TextIsBytes) {
+TEST_F(DataFiles, TextIsBytes) {
   const auto opened = open_datasets(
       {.name = write("a.txt", "h\xc3\xa9llo wor\xff"), .tokenizer = "bytes", .seq_length = 4});
   EXPECT_EQ(opened.train->num_rows(), 2);
@@ -192,7 +192,7 @@ TEST(ByteTokenizer, DecodesAnyBytes) {
   EXPECT_THROW(make_tokenizer("wordpiece"), UserError);
 }
 
-TEST_F(Files, FolderIsOneStreamInTheOrderOfNames) {
+TEST_F(DataFiles, FolderIsOneStreamInTheOrderOfNames) {
   write("d/b.npy", npy(counting(3, 10)));
   write("d/a.npy", npy(counting(5)));
   write("d/c.npy", npy(std::vector<uint32_t>{100, 101, 102}));
@@ -208,7 +208,7 @@ TEST_F(Files, FolderIsOneStreamInTheOrderOfNames) {
   EXPECT_EQ(row(*whole.train, 0), (std::vector<int32_t>{0, 1, 2, 3, 4, 10, 11, 12, 100, 101, 102}));
 }
 
-TEST_F(Files, WhatCannotBeReadIsOneSentence) {
+TEST_F(DataFiles, WhatCannotBeReadIsOneSentence) {
   const std::string text = write("a.txt", "some text that is long enough");
   write("mixed/a.txt", "x");
   write("mixed/b.npy", "x");
@@ -268,7 +268,7 @@ TEST_F(Files, WhatCannotBeReadIsOneSentence) {
   }
 }
 
-TEST_F(Files, UnreadableFileSaysWhy) {
+TEST_F(DataFiles, UnreadableFileSaysWhy) {
   if (::geteuid() == 0) GTEST_SKIP() << "root may read everything";
   const std::string path = write("a.npy", npy(counting(10)));
   fs::permissions(path, fs::perms::none);
@@ -277,7 +277,7 @@ TEST_F(Files, UnreadableFileSaysWhy) {
       std::string::npos);
 }
 
-TEST_F(Files, LastRowsAreHeldOut) {
+TEST_F(DataFiles, LastRowsAreHeldOut) {
   const std::string path = write("a.npy", npy(counting(201)));
   const auto opened = open_datasets(
       {.name = path, .seq_length = 10, .hold_out = true, .validation_fraction = 0.25});
@@ -300,7 +300,7 @@ TEST_F(Files, LastRowsAreHeldOut) {
   EXPECT_NE(few.notes[0].find("num_samples 4 leaves 16 of the 20 rows"), std::string::npos);
 }
 
-TEST_F(Files, ValidationMayBeAnotherDataSet) {
+TEST_F(DataFiles, ValidationMayBeAnotherDataSet) {
   const std::string a = write("a.npy", npy(counting(21))), b = write("b.npy", npy(counting(31)));
   const auto opened =
       open_datasets({.name = a, .seq_length = 10, .hold_out = true, .validation = b});

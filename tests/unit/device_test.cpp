@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include <chrono>
 #include <cstdio>

@@ -49,8 +49,10 @@ TEST(MeshCoordinates, AWrongOrderIsAUserError) {
 }
 
 TEST(MeshWorld, MustAgreeWithTheConfig) {
+  Rendezvous three;
+  three.world_size = 3;
   try {
-    make_mesh({.dp = 2, .tp = 2}, {.world_size = 3});
+    make_mesh({.dp = 2, .tp = 2}, three);
     FAIL();
   } catch (const UserError& error) {
     const std::string sentence = error.what();

@@ -66,7 +66,7 @@ void expect_all_products(const Shape& s, const at::TensorOptions& options,
   const at::Tensor x = view(random(s.m, s.k, 1, options));
   const at::Tensor w = view(random(s.n, s.k, 2, options));
   const at::Tensor dy = view(random(s.m, s.n, 3, options));
-  const at::Tensor y = linear(x, w);
+  const at::Tensor y = linear_forward(x, w);
   EXPECT_EQ(y.scalar_type(), dtype);
   expect_product(y, x, w.t(), tolerance(dtype));
   expect_product(linear_input_gradient(dy, w), dy, w, tolerance(dtype));
@@ -121,7 +121,7 @@ TEST(Matmul, GivesTheSameBitsOnOneThreadAndTwo) {
         at::set_num_threads(threads);
         const at::Tensor dw = at::ones({s.n, s.k});
         linear_weight_gradient(dw, dy, x);
-        results[threads - 1] = {linear(x, w), linear_input_gradient(dy, w), dw};
+        results[threads - 1] = {linear_forward(x, w), linear_input_gradient(dy, w), dw};
       }
       for (size_t i = 0; i < 3; ++i) {
         EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << "product " << i;
@@ -133,8 +133,9 @@ TEST(Matmul, GivesTheSameBitsOnOneThreadAndTwo) {
 
 TEST(Matmul, RefusesShapesThatDoNotFit) {
   const at::Tensor x = at::zeros({3, 4});
-  EXPECT_THROW(linear(x, at::zeros({5, 3})), BrokenInvariant);
-  EXPECT_THROW(linear(x, at::zeros({5, 4}, at::TensorOptions(at::kBFloat16))), BrokenInvariant);
+  EXPECT_THROW(linear_forward(x, at::zeros({5, 3})), BrokenInvariant);
+  EXPECT_THROW(linear_forward(x, at::zeros({5, 4}, at::TensorOptions(at::kBFloat16))),
+               BrokenInvariant);
   EXPECT_THROW(linear_input_gradient(x, at::zeros({3, 4})), BrokenInvariant);
   EXPECT_THROW(linear_weight_gradient(at::zeros({4, 4}), at::zeros({3, 5}), x), BrokenInvariant);
   EXPECT_THROW(linear_weight_gradient(at::zeros({4, 5}).t(), at::zeros({3, 5}), x),
@@ -144,9 +145,9 @@ TEST(Matmul, RefusesShapesThatDoNotFit) {
 TEST(Matmul, LeavesItsOperationsInTheRecord) {
   record::Recorder recorder;
   const record::Attach attach(&recorder);
-  linear(at::zeros({3, 4}), at::zeros({5, 4}));
+  linear_forward(at::zeros({3, 4}), at::zeros({5, 4}));
   EXPECT_EQ(recorder.product_flops(), 2.0 * 3 * 4 * 5);
-  EXPECT_STREQ(recorder.newest().what, "linear");
+  EXPECT_STREQ(recorder.newest().what, "linear_forward");
   EXPECT_NE(recorder.newest().end_ns, 0);
 }
 

@@ -1,0 +1,87 @@
+"""The judge of bench/gpu_checks.sh: reads the runs it left in a folder, prints one JSON.
+
+Exit code 0 where every check was run and holds, else 1.
+"""
+import datetime
+import json
+import os
+import statistics
+import sys
+
+
+def metrics(folder, run):
+    """The lines of a run's metrics.jsonl; None where the run did not come to its end."""
+    path = os.path.join(folder, run, "metrics.jsonl")
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def curves(folder, run, judge, limit):
+    """Largest relative difference of two runs' losses, over all steps."""
+    mine, other = metrics(folder, run), metrics(folder, judge)
+    if mine is None or other is None:
+        return {"result": "not run"}
+    if len(mine) != len(other):
+        return {"result": "fails", "steps": [len(mine), len(other)]}
+    worst = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(mine, other))
+    return {"result": "holds" if worst <= limit else "fails", "distance": worst, "limit": limit,
+            "steps": len(mine)}
+
+
+def same_bits(folder, dtype):
+    mine, other = metrics(folder, f"gpu-{dtype}"), metrics(folder, f"again-{dtype}")
+    if mine is None or other is None:
+        return {"result": "not run"}
+    pick = [[(m["loss"], m["grad_norm"]) for m in run] for run in (mine, other)]
+    return {"result": "holds" if pick[0] == pick[1] else "fails", "steps": len(mine)}
+
+
+def speed(folder):
+    steps = metrics(folder, "speed")
+    if steps is None:
+        return {"result": "not run"}
+    steady = steps[5:]
+    mfu = [m["mfu"] for m in steady if m["mfu"] is not None]
+    possible = not mfu or 0 < max(mfu) < 1
+    return {"result": "holds" if possible else "fails",
+            "tokens_per_second": statistics.median(m["tokens_per_second"] for m in steady),
+            "mfu": statistics.median(mfu) if mfu else None,
+            "memory_bytes": max(m["memory_bytes"] for m in steady),
+            "loss": [steps[0]["loss"], steps[-1]["loss"]]}
+
+
+def unit(folder):
+    path = os.path.join(folder, "unit.json")
+    if not os.path.exists(path):
+        return {"result": "not run"}
+    with open(path, encoding="utf-8") as file:
+        cases = [case for suite in json.load(file)["testsuites"] for case in suite["testsuite"]]
+    skipped = [c["name"] for c in cases if c["result"] == "SKIPPED"]
+    failed = [f"{c['classname']}.{c['name']}" for c in cases if "failures" in c]
+    on_gpu = [c for c in cases if c["name"].endswith("OnAGpu") and c["result"] == "COMPLETED"]
+    result = "fails" if failed else "holds" if on_gpu else "not run"
+    return {"result": result, "tests": len(cases), "on_gpu": len(on_gpu), "failed": failed,
+            "skipped": skipped}
+
+
+def main():
+    folder, gpu, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    checks = {
+        "unit": unit(folder),
+        "float32": curves(folder, "gpu-float32", "cpu-float32", 1e-4),
+        "bfloat16": curves(folder, "gpu-bfloat16", "cpu-bfloat16", 2e-2),
+        "bits_float32": same_bits(folder, "float32"),
+        "bits_bfloat16": same_bits(folder, "bfloat16"),
+        "shared": curves(folder, "shared-float32", "gpu-float32", 1e-4),
+        "speed": speed(folder),
+    }
+    holds = all(check["result"] == "holds" for check in checks.values())
+    print(json.dumps({"gpu": gpu, "date": datetime.date.today().isoformat(), "seconds": seconds,
+                      "result": "holds" if holds else "does not hold", "checks": checks}, indent=2))
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+#include "dist/launch.h"
+
+#include <ATen/Parallel.h>
+#include <arpa/inet.h>
+#include <c10/util/Exception.h>
+#include <c10/util/Logging.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <algorithm>
+#include <condition_variable>
+#include <future>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <thread>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "dist/channel.h"
+#include "dist/heartbeat.h"
+#include "dist/processes.h"
+
+namespace picotron {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds kStorePatience{1000};
+// After rank 0, which serves the store, has failed: time for the others to read why.
+constexpr milliseconds kStoreStays{2500};
+// After one thread's rank has failed: time for the others to end.
+constexpr std::chrono::seconds kGrace{6};
+
+// The store's calls may block for ever when the one who serves it is stopped. Runs `call` aside and
+// returns its result, nothing if it takes longer. What `call` refers to, it must own.
+template <class Call>
+auto answer_within(milliseconds patience, Call call) -> std::optional<decltype(call())> {
+  std::packaged_task<decltype(call())()> task(std::move(call));
+  auto answer = task.get_future();
+  std::thread(std::move(task)).detach();
+  if (answer.wait_for(patience) != std::future_status::ready) return std::nullopt;
+  return answer.get();
+}
+
+// The address of this machine by which the others, of whom rank 0 is at `master`, reach it.
+std::string address_towards(const std::string& master) {
+  addrinfo hints{};
+  hints.ai_family = AF_INET;
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  in_addr mine{};
+  if (getaddrinfo(master.c_str(), "9", &hints, &found) == 0) {
+    const int probe = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    sockaddr_in local{};
+    socklen_t length = sizeof(local);
+    // Connecting a datagram socket sends nothing; the kernel only picks the route.
+    if (connect(probe, found->ai_addr, found->ai_addrlen) == 0 &&
+        getsockname(probe, reinterpret_cast<sockaddr*>(&local), &length) == 0) {
+      mine = local.sin_addr;
+    }
+    close(probe);
+    freeaddrinfo(found);
+  }
+  // On rank 0's own machine its name may mean loopback, where the others cannot reach it.
+  ifaddrs* interfaces = nullptr;
+  if (ntohl(mine.s_addr) >> 24 == 127 && getifaddrs(&interfaces) == 0) {
+    for (const ifaddrs* each = interfaces; each != nullptr; each = each->ifa_next) {
+      if (each->ifa_addr == nullptr || each->ifa_addr->sa_family != AF_INET) continue;
+      if ((each->ifa_flags & IFF_LOOPBACK) != 0 || (each->ifa_flags & IFF_UP) == 0) continue;
+      mine = reinterpret_cast<const sockaddr_in*>(each->ifa_addr)->sin_addr;
+      break;
+    }
+    freeifaddrs(interfaces);
+  }
+  char text[INET_ADDRSTRLEN] = "127.0.0.1";
+  if (mine.s_addr != 0) inet_ntop(AF_INET, &mine, text, sizeof(text));
+  return text;
+}
+
+c10::intrusive_ptr<c10d::Store> connect_store(const LaunchEnvironment& environment,
+                                              milliseconds timeout) {
+  const std::string host = environment.master_host;
+  const int port = environment.master_port;
+  c10d::TCPStoreOptions options;
+  options.port = static_cast<uint16_t>(port);
+  options.isServer = environment.rank == 0 && !environment.store_is_served;
+  options.waitWorkers = false;
+  options.timeout = timeout;
+  try {
+    const auto store = answer_within(timeout + kStorePatience,
+                                     [host, options]() -> c10::intrusive_ptr<c10d::Store> {
+                                       return c10::make_intrusive<c10d::TCPStore>(host, options);
+                                     });
+    if (store && environment.started == Started::by_us) return *store;
+    if (store) {  // torchrun's store has keys of its own, and survives a restart of its ranks
+      return c10::make_intrusive<c10d::PrefixStore>("picotron/" + environment.attempt, *store);
+    }
+  } catch (const std::exception& error) {
+    if (options.isServer) {
+      const bool in_use =
+          std::string_view(error.what()).find("EADDRINUSE") != std::string_view::npos;
+      throw run_error("rank 0 cannot open port {}{}; set MASTER_PORT to a free one", port,
+                      in_use ? ", which is in use" : "");
+    }
+  }
+  throw run_error(
+      "rank {} cannot reach rank 0's store at {}:{} within {} s; check MASTER_ADDR and "
+      "MASTER_PORT, and that rank 0 runs",
+      environment.rank, host, port, timeout.count() / 1000);
+}
+
+// Of many ranks that fail of one cause, the first to ask is to say it.
+bool may_speak(const Rendezvous& rendezvous) {
+  try {
+    const auto count = answer_within(
+        kStorePatience, [store = rendezvous.store->clone()] { return store->add(kSpokenKey, 1); });
+    return count.value_or(1) == 1;
+  } catch (const std::exception&) {
+    return true;  // nobody else can be heard of
+  }
+}
+
+std::string sentence_of(const std::exception& error) {
+  if (const auto* of_torch = dynamic_cast<const c10::Error*>(&error)) {
+    return of_torch->what_without_backtrace();
+  }
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return "out of memory";
+  return error.what();
+}
+
+void set_threads(const LaunchOptions& options, int local_size) {
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  at::set_num_threads(options.threads_per_rank > 0 ? options.threads_per_rank
+                                                   : std::max(1, cores / local_size));
+}
+
+// One rank of several, from its first breath to its exit code.
+int run_rank(const Rendezvous& where, int local_rank, int local_size, const LaunchOptions& options,
+             const RankMain& rank_main) {
+  record::Recorder recorder(where.global_rank);
+  const record::Attach attached(&recorder);
+  set_threads(options, local_size);
+  Rendezvous rendezvous = where;
+  rendezvous.timeout = options.timeout;
+  rendezvous.heartbeat = std::make_shared<Heartbeat>(rendezvous, recorder);
+  std::string sentence;
+  int code = 1;
+  try {
+    code = rank_main(rendezvous, local_rank, local_size);
+    rendezvous.heartbeat->leave("");
+    return code;
+  } catch (const UserError& error) {
+    sentence = error.what();
+    code = 2;
+  } catch (const std::exception& error) {
+    sentence = sentence_of(error);
+  }
+  if (may_speak(rendezvous)) log::error(sentence);
+  rendezvous.heartbeat->leave(sentence);
+  return code;
+}
+
+int run_threads(const LaunchOptions& options, const RankMain& rank_main) {
+  const auto store = c10::make_intrusive<c10d::HashStore>();
+  std::mutex mutex;
+  std::condition_variable changed;
+  int running = options.world_size, code = 0;
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < options.world_size; ++rank) {
+    threads.emplace_back([&, rank] {
+      const int mine =
+          run_rank({.global_rank = rank, .world_size = options.world_size, .store = store}, rank,
+                   options.world_size, options, rank_main);
+      const std::lock_guard lock(mutex);
+      --running;
+      code = worse_exit_code(code, mine);
+      changed.notify_all();
+    });
+  }
+  {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return running == 0 || (code != 0 && code != 75); });
+    if (!changed.wait_for(lock, kGrace, [&] { return running == 0; })) {
+      // A thread that waits for what will not come cannot be ended but with its process.
+      std::fflush(nullptr);
+      std::_Exit(code);
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  return code;
+}
+
+int run_started_rank(const LaunchEnvironment& environment, const LaunchOptions& options,
+                     const RankMain& rank_main) {
+  const bool ours = environment.started == Started::by_us;
+  if (ours && !end_with_launcher(environment.launcher)) return 1;
+  install_stop_handlers(
+      {.launcher = environment.launcher, .speaks = !ours && environment.rank == 0});
+  Rendezvous rendezvous;
+  rendezvous.global_rank = environment.rank;
+  rendezvous.world_size = environment.world_size;
+  if (environment.local_size < environment.world_size) {
+    rendezvous.address = address_towards(environment.master_host);
+  }
+  rendezvous.store = connect_store(environment, options.timeout);
+  const int code =
+      run_rank(rendezvous, environment.local_rank, environment.local_size, options, rank_main);
+  const bool serves = environment.rank == 0 && !environment.store_is_served;
+  if (serves && code != 0 && code != 75) std::this_thread::sleep_for(kStoreStays);
+  return code;
+}
+
+int run_alone(const LaunchOptions& options, const RankMain& rank_main) {
+  install_stop_handlers();
+  record::Recorder recorder;
+  const record::Attach attached(&recorder);
+  set_threads(options, 1);
+  Rendezvous alone;
+  alone.timeout = options.timeout;
+  return rank_main(alone, 0, 1);
+}
+
+}  // namespace
+
+int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv& get) {
+  FLAGS_caffe2_log_level = 3;  // c10d's warnings about sockets: what matters we say ourselves
+  const LaunchEnvironment environment = read_environment(get);
+  if (environment.started == Started::single) {
+    if (options.world_size == 1) return run_alone(options, rank_main);
+    if (options.ranks == Ranks::threads) {
+      install_stop_handlers();
+      return run_threads(options, rank_main);
+    }
+    return run_processes(options.world_size, options.argv);
+  }
+  if (environment.world_size != options.world_size) {
+    throw user_error(
+        "{} ranks were started, but the config's dp · pp · cp · tp is {}; start {} or "
+        "change the sizes",
+        environment.world_size, options.world_size, options.world_size);
+  }
+  if (environment.world_size == 1) return run_alone(options, rank_main);
+  if (options.ranks == Ranks::threads) {
+    throw user_error(
+        "distributed.ranks \"threads\" means one process, but {} were started; use "
+        "\"processes\", or start one",
+        environment.world_size);
+  }
+  return run_started_rank(environment, options, rank_main);
+}
+
+}  // namespace picotron

@@ -1,0 +1,239 @@
+#include "dist/processes.h"
+
+#include <arpa/inet.h>
+#include <signal.h>
+#include <spawn.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <optional>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "dist/environment.h"
+#include "dist/stop.h"
+
+extern char** environ;
+
+namespace picotron {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How long the other ranks may take to end by themselves once one has failed.
+constexpr std::chrono::seconds kGrace{4}, kGraceAfterUserError{2};
+constexpr timespec kGlance{.tv_sec = 0, .tv_nsec = 200'000'000};
+
+// A listening socket on a free port of loopback: c10d's own would be open to the network.
+int listen_on_loopback() {
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (listener < 0 ||
+      bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
+      listen(listener, SOMAXCONN) != 0) {
+    throw run_error("cannot open a port on this machine for the ranks to meet: {}",
+                    strerror(errno));
+  }
+  return listener;
+}
+
+int port_of(int listener) {
+  sockaddr_in address{};
+  socklen_t length = sizeof(address);
+  getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length);
+  return ntohs(address.sin_port);
+}
+
+c10::intrusive_ptr<c10d::TCPStore> serve_store() {
+  const int listener = listen_on_loopback();
+  c10d::TCPStoreOptions options;
+  options.port = static_cast<uint16_t>(port_of(listener));
+  options.isServer = true;
+  options.waitWorkers = false;
+  options.masterListenFd = listener;
+  return c10::make_intrusive<c10d::TCPStore>("127.0.0.1", options);
+}
+
+// Blocks the launcher's signals, in threads started after too, so that one loop takes them in turn.
+class SignalsByTurn {
+ public:
+  SignalsByTurn() {
+    sigemptyset(&signals_);
+    for (const int signal : {SIGINT, SIGTERM, SIGCHLD}) sigaddset(&signals_, signal);
+    pthread_sigmask(SIG_BLOCK, &signals_, &before_);
+  }
+  ~SignalsByTurn() {
+    constexpr timespec kNow{};
+    while (sigtimedwait(&signals_, nullptr, &kNow) > 0) {
+    }  // a Ctrl-C that came as the last rank ended has nothing left to end
+    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+  SignalsByTurn(const SignalsByTurn&) = delete;
+  SignalsByTurn& operator=(const SignalsByTurn&) = delete;
+  // The next signal, 0 if none came in a while.
+  int next() const {
+    const int signal = sigtimedwait(&signals_, nullptr, &kGlance);
+    return signal > 0 ? signal : 0;
+  }
+
+ private:
+  sigset_t signals_, before_;
+};
+
+pid_t spawn(const std::vector<std::string>& argv, const std::vector<std::string>& variables) {
+  std::vector<char*> arguments, environment;
+  for (const std::string& argument : argv) arguments.push_back(const_cast<char*>(argument.c_str()));
+  for (const std::string& variable : variables) {
+    environment.push_back(const_cast<char*>(variable.c_str()));
+  }
+  for (char** variable = environ; *variable != nullptr; ++variable)
+    environment.push_back(*variable);
+  arguments.push_back(nullptr);
+  environment.push_back(nullptr);
+
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  sigset_t none;
+  sigemptyset(&none);
+  posix_spawnattr_setsigmask(&attributes, &none);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  pid_t pid = 0;
+  const int error = posix_spawn(&pid, "/proc/self/exe", nullptr, &attributes, arguments.data(),
+                                environment.data());
+  posix_spawnattr_destroy(&attributes);
+  if (error != 0) throw run_error("cannot start a rank: {}", strerror(error));
+  return pid;
+}
+
+const char* hint(int signal) {
+  switch (signal) {
+    case SIGKILL:
+      return " (out of memory?)";
+    case SIGBUS:
+      return " (a mapped file was truncated, or shared memory is full?)";
+    case SIGILL:
+      return " (an instruction that this processor lacks)";
+    case SIGSEGV:
+      return " (a bug: it touched memory that is not its own)";
+    case SIGABRT:
+      return " (a bug: it gave up)";
+    default:
+      return "";
+  }
+}
+
+// The ranks that run, and what is to be the exit code.
+class Family {
+ public:
+  explicit Family(c10::intrusive_ptr<c10d::TCPStore> store) : store_(std::move(store)) {}
+  ~Family() {  // an exception on the way: nothing is left behind
+    send_all(SIGKILL);
+    for (const auto& [pid, rank] : running_) waitpid(pid, nullptr, 0);
+  }
+  Family(const Family&) = delete;
+  Family& operator=(const Family&) = delete;
+
+  void add(pid_t pid, int rank) { running_[pid] = rank; }
+  bool empty() const { return running_.empty(); }
+  int exit_code() const { return code_; }
+
+  void send_all(int signal) const {
+    for (const auto& [pid, rank] : running_) kill(pid, signal);
+  }
+  void reap() {
+    for (auto child = running_.begin(); child != running_.end();) {
+      int status = 0;
+      if (waitpid(child->first, &status, WNOHANG) != child->first) {
+        ++child;
+        continue;
+      }
+      if (!killed_by_us_) note_end(child->second, status);
+      child = running_.erase(child);
+    }
+  }
+  void kill_late_ones() {
+    if (!deadline_ || Clock::now() < *deadline_) return;
+    killed_by_us_ = true;
+    send_all(SIGKILL);
+  }
+  void kill_now(int code) {
+    killed_by_us_ = true;
+    code_ = code;
+    send_all(SIGKILL);
+  }
+
+ private:
+  void note_end(int rank, int status) {
+    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+    code_ = worse_exit_code(code_, code);
+    if (code == 0 || code == 75) return;
+    if (!deadline_) deadline_ = Clock::now() + (code == 2 ? kGraceAfterUserError : kGrace);
+    if (WIFSIGNALED(status)) {
+      // Now, before the others find that they have lost it, which takes them two beats.
+      speak_once(fmt::format("rank {} was ended by signal {}{}", rank, WTERMSIG(status),
+                             hint(WTERMSIG(status))));
+    } else {
+      speak_once(fmt::format("rank {} ended with exit code {}", rank, code));
+    }
+  }
+  void speak_once(const std::string& sentence) {
+    if (store_->add(kSpokenKey, 1) == 1) log::error(sentence);
+  }
+
+  const c10::intrusive_ptr<c10d::TCPStore> store_;
+  std::map<pid_t, int> running_;  // process → rank
+  std::optional<Clock::time_point> deadline_;
+  bool killed_by_us_ = false;
+  int code_ = 0;
+};
+
+}  // namespace
+
+int run_processes(int world_size, const std::vector<std::string>& argv) {
+  const SignalsByTurn signals;
+  const auto store = serve_store();
+  Family family(store);
+  for (int rank = 0; rank < world_size; ++rank) {
+    family.add(spawn(argv, environment_for_rank(rank, world_size, store->getPort(), getpid())),
+               rank);
+  }
+  bool interrupted = false, told = false;
+  while (!family.empty()) {
+    const int signal = signals.next();
+    if (signal == SIGINT && interrupted) family.kill_now(130);
+    if (signal == SIGINT || signal == SIGTERM) {
+      family.send_all(signal);
+      interrupted = interrupted || signal == SIGINT;
+      if (!std::exchange(told, true)) {
+        fmt::print(stderr, "{}", kStopHeard);
+      }
+    }
+    family.reap();
+    family.kill_late_ones();
+  }
+  return family.exit_code();
+}
+
+int worse_exit_code(int a, int b) {
+  for (const int code : {2, 1, 75}) {
+    if (a == code || b == code) return code;
+  }
+  return std::max(a, b);
+}
+
+bool end_with_launcher(int launcher) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  return getppid() == launcher;
+}
+
+}  // namespace picotron

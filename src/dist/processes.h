@@ -1,0 +1,25 @@
+// Ranks as processes: starts this program once per rank on this machine and waits for all.
+//
+// The launcher holds the rendezvous store and computes nothing, so it lives on when a rank does
+// not, and can say which rank ended first and by which signal. If it dies itself, the kernel ends
+// the ranks (PR_SET_PDEATHSIG).
+#pragma once
+#include <string>
+#include <vector>
+
+namespace picotron {
+
+// Returns the exit code of the run, as launch() does. Throws RunError if a rank cannot be started.
+int run_processes(int world_size, const std::vector<std::string>& argv);
+
+// Of two ranks' exit codes the one that tells more: 2 (user error), 1, 75 (stopped), others, 0.
+int worse_exit_code(int a, int b);
+
+// For a rank: end when the launcher ends. Returns false if it already has.
+bool end_with_launcher(int launcher);
+
+// The key in the rendezvous store that whoever speaks first counts up, so that of many ranks that
+// find the same error one says it.
+inline constexpr const char* kSpokenKey = "spoken";
+
+}  // namespace picotron

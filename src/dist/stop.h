@@ -1,0 +1,22 @@
+// Requests to stop. A step cannot be left half done on some ranks, so Ctrl-C (SIGINT) and SIGTERM
+// only set a flag, which the training loop reads after each step and reduces with the loss, so that
+// all ranks stop at the same one. A second Ctrl-C ends the process at once (exit code 130).
+//
+// A terminal sends Ctrl-C to a launcher and to all its ranks, `kill -INT` to the launcher alone; so
+// the launcher passes on what it gets, and its ranks count only what comes from it.
+#pragma once
+#include <sys/types.h>
+
+namespace picotron {
+
+inline constexpr char kStopHeard[] =
+    "\nstopping after the running step; Ctrl-C again ends at once\n";
+
+struct StopOptions {
+  pid_t launcher = 0;  // whose SIGINT alone counts; 0: anyone's
+  bool speaks = true;  // says on stderr that the request was heard
+};
+void install_stop_handlers(const StopOptions& options = {});
+bool stop_requested();
+
+}  // namespace picotron
