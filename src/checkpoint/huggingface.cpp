@@ -22,6 +22,8 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kHead = "lm_head.weight";
+constexpr const char* kTokenizerKey =
+    "picotron_tokenizer";  // of config.json; transformers skips it
 
 // ---------------------------------------------------------------------------------- dtypes
 
@@ -344,6 +346,7 @@ void save_huggingface(const fs::path& folder, const LlamaConfig& config,
                     .tensors = {},
                     .source = {},
                     .file_bytes = options.file_bytes};
+  if (!options.tokenizer.empty()) contents.config[kTokenizerKey] = options.tokenizer;
   std::map<std::string, const Parameter*> by_name;
   for (const Parameter& parameter : parameters.list()) {
     check(parameter.local_shape() == parameter.full_shape,
@@ -379,6 +382,9 @@ int64_t copy_huggingface(const fs::path& from, const fs::path& to, std::optional
                     .tensors = {},
                     .source = {},
                     .file_bytes = SaveOptions{}.file_bytes};
+  if (const std::string tokenizer = tokenizer_of(from); !tokenizer.empty()) {
+    contents.config[kTokenizerKey] = tokenizer;
+  }
   contents.config["torch_dtype"] = torch_name(type_of("model.embed_tokens.weight"));
   for (const auto& [name, shape] : huggingface_tensors(config)) {
     contents.tensors.push_back({name, type_of(name), shape});
@@ -395,6 +401,14 @@ int64_t copy_huggingface(const fs::path& from, const fs::path& to, std::optional
   }
   out.commit();
   return bytes;
+}
+
+std::string tokenizer_of(const fs::path& folder) {
+  const fs::path file = folder / "config.json";
+  const json config = json::parse(read_bytes(file), nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) throw user_error("{} is not a JSON object", file.string());
+  const auto found = config.find(kTokenizerKey);
+  return found != config.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
 fs::path find_model_folder(const fs::path& path) {

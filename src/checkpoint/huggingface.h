@@ -40,7 +40,8 @@ void load_huggingface(const std::filesystem::path& folder, const LlamaConfig& co
                       const Parameters& parameters);
 
 struct SaveOptions {
-  std::optional<DType> dtype = {};     // of the weights in the files; null: the buffer's own
+  std::optional<DType> dtype = {};  // of the weights in the files; null: the buffer's own
+  std::string tokenizer = {};       // what turns text into this model's tokens: "bytes"; "": unsaid
   int64_t file_bytes = 5'000'000'000;  // above it the next file begins
 };
 
@@ -57,6 +58,9 @@ void save_huggingface(const std::filesystem::path& folder, const LlamaConfig& co
 // One tensor is in memory at a time. Returns the bytes of weights written.
 int64_t copy_huggingface(const std::filesystem::path& from, const std::filesystem::path& to,
                          std::optional<DType> dtype);
+
+// SaveOptions::tokenizer of a folder we wrote; "" where its config.json does not say.
+std::string tokenizer_of(const std::filesystem::path& folder);
 
 // What a person means by a checkpoint: a model folder itself, a step's folder (its model/), or a
 // save_dir (the newest step that has one). UserError where there is none.

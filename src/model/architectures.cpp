@@ -156,9 +156,6 @@ std::string nearest_name(std::string_view name) {
   return best;
 }
 
-// In a config.json of ours, beside the keys of transformers, which keeps it and asks nothing.
-constexpr const char* kTokenizerKey = "picotron_tokenizer";
-
 // -------------------------------------------------------------------------------------- checking
 
 // Far above any model, and low enough that no product of them overflows 64 bits.
@@ -458,7 +455,6 @@ LlamaConfig from_huggingface(const json& contents, const std::string& file) {
   }
   LlamaConfig config;
   config.name = file;
-  config.tokenizer = reader.text(kTokenizerKey, "");
   config.vocab_size = reader.integer("vocab_size");
   config.hidden_size = reader.integer("hidden_size");
   config.intermediate_size = reader.integer("intermediate_size");
@@ -521,7 +517,6 @@ json to_huggingface(const LlamaConfig& config, DType dtype) {
       {"bos_token_id", nullptr},
       {"eos_token_id", nullptr},
   };
-  if (!config.tokenizer.empty()) contents[kTokenizerKey] = config.tokenizer;
   if (config.bos_token_id) contents["bos_token_id"] = *config.bos_token_id;
   if (config.eos_token_id) contents["eos_token_id"] = *config.eos_token_id;
   if (config.rope_scaling) {

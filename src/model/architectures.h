@@ -24,8 +24,7 @@
 namespace picotron {
 
 struct LlamaConfig {
-  std::string name;       // the hub id, the folder, or "custom": for messages alone
-  std::string tokenizer;  // it was trained with: "bytes", "builtin:stories"; "": not said
+  std::string name;  // the hub id, the folder, or "custom": for messages alone
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;

@@ -265,19 +265,20 @@ TEST_F(HuggingFace, AModelIsReplacedAndNothingElseIs) {
 }
 
 TEST_F(HuggingFace, CopiesConvertAndKeepTheTokenizer) {
-  LlamaConfig config = small_config(true);
-  config.tokenizer = "bytes";
-  const Parameters model = saved(folder_ / "model", config);
+  const LlamaConfig config = small_config(true);
+  const Parameters model = saved(folder_ / "model", config, at::kFloat, {.tokenizer = "bytes"});
   write(folder_ / "model" / "tokenizer.json", "{}");
   write(folder_ / "model" / "pytorch_model.bin", "old");
   copy_huggingface(folder_ / "model", folder_ / "copy", DType::bfloat16);
-  EXPECT_EQ(read_huggingface_config((folder_ / "copy").string()).tokenizer, "bytes");
+  EXPECT_EQ(tokenizer_of(folder_ / "copy"), "bytes");
   EXPECT_TRUE(fs::exists(folder_ / "copy" / "tokenizer.json"));
   EXPECT_FALSE(fs::exists(folder_ / "copy" / "pytorch_model.bin"));
   const Parameters read = make_parameters(config, at::kBFloat16);
   load_huggingface(folder_ / "copy", config, read);
   expect_same(read, model);
   EXPECT_EQ(SafetensorsFolder(folder_ / "copy").tensors().begin()->second.type, StoredType::BF16);
+  saved(folder_ / "silent", config);
+  EXPECT_EQ(tokenizer_of(folder_ / "silent"), "");
 }
 
 TEST_F(HuggingFace, FindsTheModelOfACheckpoint) {
