@@ -25,10 +25,24 @@ def environment(**extra):
     return kept | {"OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in extra.items()}
 
 
+started = []
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_behind():
+    yield
+    for process in started:
+        for left in members(process.pid):
+            os.kill(left, signal.SIGKILL)
+        process.communicate()
+    started.clear()
+
+
 def start(*arguments, env=None, command=()):
-    return subprocess.Popen([*command, str(PROBE), *map(str, arguments)], env=env or environment(),
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+    started.append(subprocess.Popen([*command, str(PROBE), *map(str, arguments)],
+                                    env=env or environment(), stdout=subprocess.PIPE,
+                                    stderr=subprocess.PIPE, text=True, start_new_session=True))
+    return started[-1]
 
 
 def members(group):
