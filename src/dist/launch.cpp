@@ -120,7 +120,7 @@ c10::intrusive_ptr<c10d::Store> connect_store(const LaunchEnvironment& environme
 bool may_speak(const Rendezvous& rendezvous) {
   try {
     const auto count = answer_within(
-        kStorePatience, [store = rendezvous.store->clone()] { return store->add(kSpokenKey, 1); });
+        kStorePatience, [store = rendezvous.store] { return store->add(kSpokenKey, 1); });
     return count.value_or(1) == 1;
   } catch (const std::exception&) {
     return true;  // nobody else can be heard of
