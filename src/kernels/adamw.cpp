@@ -1,3 +1,5 @@
+// Formulas and sources: adamw.h; fused loops: cpu/optimizer_kernels.cpp.
+// Here: the plain definitions, and the way from tensors to pointers and threads.
 #include "kernels/adamw.h"
 
 #include <ATen/ATen.h>

@@ -1,3 +1,4 @@
+// See cpu_dispatch.h.
 #include "kernels/cpu_dispatch.h"
 
 #include <ATen/core/grad_mode.h>

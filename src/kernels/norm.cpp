@@ -1,3 +1,5 @@
+// Formulas and sources: norm.h; fused loops: cpu/norm_kernels.cpp.
+// Here: the plain definitions, and the way from tensors to pointers and threads.
 #include "kernels/norm.h"
 
 #include <ATen/ATen.h>

@@ -10,8 +10,8 @@
 //     dweight = sum over tokens of dy · n
 //
 // Both are bound by memory, so what stands beside the norm in a Llama layer is done in the same
-// pass: the addition to the residual stream before it, and the residual's gradient after it. Next:
-// kernels/cpu/norm_kernels.cpp for the fused loops.
+// pass: the addition to the residual stream before it, and the residual's gradient after it.
+// Next: kernels/cpu/norm_kernels.cpp for the fused loops.
 #pragma once
 #include <ATen/core/Tensor.h>
 

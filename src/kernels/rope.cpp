@@ -1,3 +1,5 @@
+// Formulas and sources: rope.h; fused loops: cpu/rope_kernels.cpp.
+// Here: the plain definitions, and the way from tensors to pointers and threads.
 #include "kernels/rope.h"
 
 #include <ATen/ATen.h>

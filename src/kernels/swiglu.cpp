@@ -1,3 +1,5 @@
+// Formulas and sources: swiglu.h; fused loops: cpu/swiglu_kernels.cpp.
+// Here: the plain definitions, and the way from tensors to pointers and threads.
 #include "kernels/swiglu.h"
 
 #include <ATen/ATen.h>
