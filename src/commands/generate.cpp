@@ -51,7 +51,7 @@ int generate_command(const std::vector<std::string>& arguments) {
   const std::filesystem::path folder =
       find_model_folder(checkpoint.empty() ? model_folder : checkpoint);
   const LlamaConfig config = read_huggingface_config(folder.string());
-  if (tokenizer_name.empty()) tokenizer_name = config.tokenizer;
+  if (tokenizer_name.empty()) tokenizer_name = tokenizer_of(folder);
   if (tokenizer_name.empty()) {
     throw user_error(
         "{} does not say which tokenizer it was trained with; give --tokenizer bytes or "

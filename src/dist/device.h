@@ -76,4 +76,7 @@ std::unique_ptr<Device> open_device(const DeviceOptions& options = {});
 std::unique_ptr<Device> open_gpu(const std::filesystem::path& plugin, int local_rank,
                                  bool share_gpus);
 
+// NCCL for every group of a mesh (Rendezvous::backend). `device` outlives the mesh.
+BackendFactory nccl_backends(const Device& device);
+
 }  // namespace picotron

@@ -37,9 +37,9 @@ Weight* Parameters::declare(std::vector<Parameter> side_by_side) {
                 .first = list_.size(),
                 .count = side_by_side.size(),
                 .offset = flat_numel_};
+  const size_t dims = side_by_side.at(0).full_shape.size();
   for (Parameter& parameter : side_by_side) {
-    check(side_by_side[0].full_shape.size() == parameter.full_shape.size(),
-          "neighbours have equal ranks");
+    check(parameter.full_shape.size() == dims, "neighbours have equally many dims");
     parameter.offset = weight.offset + weight.numel;
     weight.numel += parameter.numel();
     list_.push_back(std::move(parameter));

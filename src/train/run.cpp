@@ -60,7 +60,7 @@ Run prepare_run(const Config& config, bool on_gpu) {
   check_layout(config, run.architecture.num_attention_heads, run.architecture.num_key_value_heads,
                run.architecture.num_hidden_layers);
   run.dtype = resolve_dtype(config, on_gpu);
-  run.architecture.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");
+  run.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");
   return run;
 }
 

@@ -16,6 +16,7 @@ struct Run {
   OpenedDatasets datasets;
   LlamaConfig architecture;
   c10::ScalarType dtype = c10::kFloat;  // of the computation
+  std::string tokenizer;                // "builtin:stories", "bytes", or "" where none is known
 };
 
 // `on_gpu`: whether the ranks compute on one. Throws UserError.

@@ -119,7 +119,7 @@ std::string save_model(Llama& model, const Run& run, const Mesh& mesh, int64_t s
   if (mesh.global_rank == 0) {
     set_aside(folder);
     const DType stored = run.dtype == at::kBFloat16 ? DType::bfloat16 : DType::float32;
-    save_huggingface(folder + "/model", model.config(), model.parameters(), {.dtype = stored});
+    save_huggingface(folder + "/model", model.config(), model.parameters(), {.dtype = stored, .tokenizer = run.tokenizer});
   }
   barrier(mesh.world);
   return folder;

@@ -229,3 +229,27 @@ def test_a_folder_of_another_shape_is_refused(tmp_path):
     assert "model.layers.3" in tool("load", tmp_path / "model", code=2)
     path.write_text(json.dumps(contents | {"attention_bias": True}))
     assert "k_proj.bias" in tool("load", tmp_path / "model", code=2)
+
+
+BINARY = Path(os.environ.get("PICOTRON_BINARY", BUILD / "picotron"))
+
+
+def export(*arguments):
+    return subprocess.run([BINARY, "export", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+
+
+def test_export_takes_the_newest_step_and_never_overwrites(tmp_path):
+    old, new = small_model("grouped"), small_model("llama3")
+    old.save_pretrained(tmp_path / "ckpt" / "9" / "model")
+    new.save_pretrained(tmp_path / "ckpt" / "10" / "model")
+    out = tmp_path / "out"
+    done = export("--checkpoint", tmp_path / "ckpt", "--out", out)
+    assert done.returncode == 0, done.stderr
+    read = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    assert torch.equal(logits(read), logits(new))
+    again = export("--checkpoint", tmp_path / "ckpt" / "9", "--out", out)
+    assert again.returncode == 2 and str(out) in again.stdout + again.stderr
+    half = export("--checkpoint", tmp_path / "ckpt" / "9", "--out", tmp_path / "half", "--dtype", "bfloat16")
+    assert half.returncode == 0, half.stderr
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "half", dtype="auto").dtype == torch.bfloat16
+    assert export("--checkpoint", tmp_path / "nowhere", "--out", tmp_path / "x").returncode == 2
