@@ -32,7 +32,8 @@ const dnnl::engine& cpu_engine() {
 
 // oneDNN is used where its AVX-512 kernels are. Its older ones ("gemm:jit": for other CPUs, and for
 // matrices with gaps between their rows) fail in a process that also holds LibTorch, whose own copy
-// of oneDNN sets *its* kernels up in their place: both name the function of one std::call_once alike.
+// of oneDNN sets *its* kernels up in their place: both name the function of one std::call_once
+// alike.
 bool uses_onednn(const at::Tensor& x) {
   if (!x.is_cpu()) return false;
   static const auto isa = static_cast<unsigned>(dnnl_get_effective_cpu_isa());

@@ -1,5 +1,6 @@
-// Every product of kernels/matmul against the same product in float64: odd and tiny shapes, operands
-// that are views, sums over several microbatches; and the same bits whatever the number of threads.
+// Every product of kernels/matmul against the same product in float64: odd and tiny shapes,
+// operands that are views, sums over several microbatches; and the same bits whatever the number of
+// threads.
 #include "kernels/matmul.h"
 
 #include <ATen/ATen.h>
