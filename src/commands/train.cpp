@@ -57,7 +57,7 @@ int train_command(const std::vector<std::string>& arguments) {
   return launch(options, [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
     for (const std::string& sentence : warnings(config)) log::warn(sentence);
     const std::unique_ptr<Device> device =
-        open_device({.use_cpu = !on_gpu,
+        open_device({.use_cpu = config.distributed.use_cpu,
                      .local_rank = local_rank,
                      .share_gpus = config.distributed.backend == Backend::gloo});
     Rendezvous meeting = rendezvous;
