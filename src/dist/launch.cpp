@@ -38,6 +38,18 @@ constexpr milliseconds kStoreStays{2500};
 // After one thread's rank has failed: time for the others to end.
 constexpr std::chrono::seconds kGrace{6};
 
+// Each rank is a program with its own memory and threads: many more than a machine has cores only
+// bring it to a halt.
+void check_ranks_here(const LaunchOptions& options) {
+  const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int most = std::max(64, 4 * cores);
+  if (options.world_size <= most) return;
+  throw user_error(
+      "dp · pp · cp · tp is {} ranks, and this machine with {} cores starts at most {}; lower "
+      "distributed.dp_size, or start the ranks on several machines with torchrun, srun or mpirun",
+      options.world_size, cores, most);
+}
+
 // The store's calls may block for ever when the one who serves it is stopped. Runs `call` aside and
 // returns its result, nothing if it takes longer. What `call` refers to, it must own.
 template <class Call>
@@ -234,6 +246,7 @@ int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv
   const LaunchEnvironment environment = read_environment(get);
   if (environment.started == Started::single) {
     if (options.world_size == 1) return run_alone(options, rank_main);
+    check_ranks_here(options);
     if (options.ranks == Ranks::threads) {
       install_stop_handlers();
       return run_threads(options, rank_main);
