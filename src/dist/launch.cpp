@@ -17,7 +17,6 @@
 #include <condition_variable>
 #include <future>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <thread>
 
@@ -141,10 +140,9 @@ bool may_speak(const Rendezvous& rendezvous) {
 
 std::string sentence_of(const std::exception& error) {
   if (const auto* of_torch = dynamic_cast<const c10::Error*>(&error)) {
-    return of_torch->what_without_backtrace();
+    return plain_sentence(of_torch->what_without_backtrace());
   }
-  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return "out of memory";
-  return error.what();
+  return plain_sentence(error.what());
 }
 
 void set_threads(const LaunchOptions& options, int local_size) {
