@@ -239,6 +239,14 @@ int run_alone(const LaunchOptions& options, const RankMain& rank_main) {
 
 }  // namespace
 
+bool speaks_for_machine(const Getenv& get) {
+  try {
+    return read_environment(get).local_rank == 0;
+  } catch (const UserError&) {
+    return true;  // then it is the environment that is wrong
+  }
+}
+
 int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv& get) {
   FLAGS_caffe2_log_level = 3;  // c10d's warnings about sockets: what matters we say ourselves
   const LaunchEnvironment environment = read_environment(get);

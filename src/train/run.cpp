@@ -4,14 +4,14 @@
 #include <fmt/format.h>
 
 #include "core/error.h"
-#include "core/log.h"
 #include "kernels/matmul.h"
 #include "train/metrics.h"
 
 namespace picotron {
 namespace {
 
-c10::ScalarType resolve_dtype(const Config& config, bool on_gpu) {
+c10::ScalarType resolve_dtype(const Config& config, bool on_gpu,
+                              std::vector<std::string>& warnings) {
   const bool fast_bfloat16 = on_gpu || cpu_has_fast_bfloat16();
   switch (config.model.dtype.value_or(fast_bfloat16 ? DType::bfloat16 : DType::float32)) {
     case DType::float64:
@@ -22,7 +22,7 @@ c10::ScalarType resolve_dtype(const Config& config, bool on_gpu) {
       return c10::kFloat;
     case DType::bfloat16:
       if (fast_bfloat16) return c10::kBFloat16;
-      log::warn(
+      warnings.push_back(
           "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 would be slower: computing in "
           "float32");
       return c10::kFloat;
@@ -45,7 +45,6 @@ Run prepare_run(const Config& config, bool on_gpu) {
                                 .validation = data.validation.value_or(""),
                                 .validation_fraction = data.validation_fraction});
   const Dataset& train_data = *run.datasets.train;
-  for (const std::string& note : run.datasets.notes) log::print(note);
   run.architecture = resolve_architecture(config.model, train_data.vocab_size());
   if (train_data.vocab_size().value_or(0) > run.architecture.vocab_size) {
     throw user_error(
@@ -59,7 +58,7 @@ Run prepare_run(const Config& config, bool on_gpu) {
   }
   check_layout(config, run.architecture.num_attention_heads, run.architecture.num_key_value_heads,
                run.architecture.num_hidden_layers);
-  run.dtype = resolve_dtype(config, on_gpu);
+  run.dtype = resolve_dtype(config, on_gpu, run.warnings);
   run.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");
   return run;
 }
