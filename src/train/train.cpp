@@ -167,11 +167,13 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
     in_flight.pop_front();
     const double loss = result.loss_and_stop[0].item<double>(), norm = result.norm.item<double>();
     if (!std::isfinite(loss) || !std::isfinite(norm)) {
+      const auto text = [](double value) {
+        return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
+      };
       throw run_error(
-          "step {}: loss {} and gradient norm {}; the weights are those of the step before. A "
-          "lower "
-          "learning_rate or grad_clip 1.0 may help",
-          result.step, loss, norm);
+          "step {}: loss {} and gradient norm {}; a lower training.learning_rate or "
+          "training.grad_clip 1.0 may help",
+          result.step, text(loss), text(norm));
     }
     stopping = stopping || result.loss_and_stop[1].item<double>() > 0;
     log.write({.step = result.step,
