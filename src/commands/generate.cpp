@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <fstream>
+#include <limits>
 
 #include "checkpoint/huggingface.h"
 #include "commands/command_line.h"
@@ -33,8 +33,10 @@ int generate_command(const std::vector<std::string>& arguments) {
       ->capture_default_str();
   app.add_option("--top_k", options.top_k, "Draw among the k likeliest; 0: all")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--seed", options.seed)->capture_default_str();
+      ->check(CLI::Range(0, 1 << 30));
+  app.add_option("--seed", options.seed)
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
   app.add_option("--num_samples", samples, "How many texts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 16));
