@@ -2,9 +2,11 @@
 #include "train/run.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include "core/error.h"
 #include "kernels/matmul.h"
+#include "model/memory_estimate.h"
 #include "train/metrics.h"
 
 namespace picotron {
@@ -28,6 +30,28 @@ c10::ScalarType resolve_dtype(const Config& config, bool on_gpu,
       return c10::kFloat;
   }
   throw BrokenInvariant("every dtype is handled");
+}
+
+DType dtype_of(c10::ScalarType type) {
+  if (type == c10::kDouble) return DType::float64;
+  return type == c10::kBFloat16 ? DType::bfloat16 : DType::float32;
+}
+
+// A run that cannot fit is refused before it has made the machine swap or lost a rank to the kernel.
+// Activations are known only about, so they alone must exceed the memory twice.
+void check_memory(const Run& run) {
+  const MemoryEstimate need =
+      estimate_memory(run_shape(run.config, run.architecture, dtype_of(run.dtype)));
+  const double fixed = need.weights + need.gradients + need.optimizer;
+  const double memory =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  if (fixed <= memory && need.activations <= 2 * memory) return;
+  throw user_error(
+      "a rank would need about {:.4g} GB for weights, gradients and optimizer and {:.4g} GB for "
+      "activations, and this "
+      "machine has {:.4g} GB; use a smaller {}",
+      fixed / 1e9, need.activations / 1e9, memory / 1e9,
+      fixed > memory ? "model" : "micro_batch_size or seq_length");
 }
 
 }  // namespace
@@ -59,6 +83,7 @@ Run prepare_run(const Config& config, bool on_gpu) {
   check_layout(config, run.architecture.num_attention_heads, run.architecture.num_key_value_heads,
                run.architecture.num_hidden_layers);
   run.dtype = resolve_dtype(config, on_gpu, run.warnings);
+  if (!on_gpu) check_memory(run);
   run.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");
   return run;
 }
