@@ -41,6 +41,11 @@ int check_and_launch(const std::vector<std::string>& arguments) {
   const Environment& environment = config.environment;
   const bool on_gpu = !config.distributed.use_cpu.value_or(!gpu_available());
 
+  if (!on_gpu && config.distributed.backend == Backend::nccl) {
+    throw user_error(
+        "distributed.backend \"nccl\" needs a GPU, and this run is on the CPU; use \"gloo\" or "
+        "null");
+  }
   std::vector<std::string> argv{"picotron", "train"};
   argv.insert(argv.end(), arguments.begin(), arguments.end());
   const LaunchOptions options{
