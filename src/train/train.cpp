@@ -186,6 +186,37 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
   bool stopping = false;
   Stopwatch watch;  // a step lasts from the reading of the one before to its own reading
   std::deque<StepResult> in_flight;
+<<<<<<< HEAD
+=======
+
+  // Reads what the oldest step in flight has left, and acts on it: every rank sees the same numbers.
+  const auto read_result = [&](const std::optional<double>& validation_loss) {
+    const StepResult result = in_flight.front();
+    in_flight.pop_front();
+    const double loss = result.loss_and_stop[0].item<double>(), norm = result.norm.item<double>();
+    if (!std::isfinite(loss) || !std::isfinite(norm)) {
+      const auto text = [](double value) {
+        return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
+      };
+      throw run_error(
+          "step {}: loss {} and gradient norm {}; a lower training.learning_rate or "
+          "training.grad_clip 1.0 may help",
+          result.step, text(loss), text(norm));
+    }
+    stopping = stopping || result.loss_and_stop[1].item<double>() > 0;
+    log.write({.step = result.step,
+               .loss = loss,
+               .grad_norm = norm,
+               .learning_rate = result.learning_rate,
+               .trained_tokens = result.step * tokens_per_step(config),
+               .tokens_per_step = tokens_per_step(config),
+               .step_seconds = result.seconds,
+               .memory_bytes = device.peak_memory_bytes(),
+               .bytes = result.bytes,
+               .validation_loss = validation_loss});
+  };
+
+>>>>>>> badinput
   while (step < last_step(config) && !stopping) {
     const record::Bytes bytes_before = record::bytes_sent();
     if (const auto epoch = batches.epoch_begun(step)) log.say_epoch(*epoch);
