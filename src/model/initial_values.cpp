@@ -1,4 +1,5 @@
-// See initial_values.h.
+// Philox, the normal and uniform draws made of it, and the walk over a shard: each of its elements
+// is drawn by its index in the whole tensor.
 #include "model/initial_values.h"
 
 #include <ATen/ATen.h>
@@ -92,7 +93,8 @@ void fill_initial_values(const Parameters& parameters, const at::Tensor& flat,
     } else {
       // A bias has its layer's fan-in, which it does not know itself.
       const double bound = 1 / std::sqrt(static_cast<double>(parameter.fan_in));
-      fill(parameter, flat, [&](int64_t i) { return bound * (2 * uniforms(key, static_cast<uint64_t>(i)).a - 1); });
+      fill(parameter, flat,
+           [&](int64_t i) { return bound * (2 * uniforms(key, static_cast<uint64_t>(i)).a - 1); });
     }
   }
 }
