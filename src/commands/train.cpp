@@ -1,6 +1,5 @@
-// picotron train: a configuration, or flags, or nothing at all, and a model is trained. Under
-// torchrun, srun or mpirun this process is one rank; without them it starts the ranks itself
-// (dist/launch.h).
+// picotron train: a configuration, or flags, or nothing at all, and a model is trained. Under torchrun, srun or mpirun
+// this process is one rank; without them it starts the ranks itself (dist/launch.h).
 #include "train/train.h"
 
 #include <malloc.h>
@@ -18,8 +17,8 @@
 namespace picotron {
 namespace {
 
-// The activations of a step are freed and wanted again by the next one: keep them, instead of
-// giving the memory back to the system and having it zeroed page by page.
+// The activations of a step are freed and wanted again by the next one: keep them, instead of giving the memory back
+// to the system and having it zeroed page by page.
 void keep_freed_memory() {
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, -1);
@@ -44,8 +43,8 @@ int check_and_launch(const std::vector<std::string>& arguments) {
 
   if (!on_gpu && config.distributed.backend == Backend::nccl) {
     throw user_error(
-        "distributed.backend \"nccl\" needs a GPU, and this run is on the CPU; "
-        "use \"gloo\" or null");
+        "distributed.backend \"nccl\" needs a GPU, and this run is on the CPU; use \"gloo\" or "
+        "null");
   }
   std::vector<std::string> argv{"picotron", "train"};
   argv.insert(argv.end(), arguments.begin(), arguments.end());
