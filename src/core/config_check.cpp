@@ -27,15 +27,15 @@ class Reasons {
       : prefix_(config.source.empty() ? "" : config.source + ": ") {}
   template <class... Args>
   void add(fmt::format_string<Args...> format, Args&&... args) {
-    text_ +=
-        (text_.empty() ? "" : "\n") + prefix_ + fmt::format(format, std::forward<Args>(args)...);
+    sentences_.push_back(prefix_ + fmt::format(format, std::forward<Args>(args)...));
   }
   void throw_if_any() const {
-    if (!text_.empty()) throw UserError(text_);
+    if (!sentences_.empty()) throw user_errors(sentences_);
   }
 
  private:
-  std::string prefix_, text_;
+  std::string prefix_;
+  std::vector<std::string> sentences_;
 };
 
 bool is_asked(const Field& field, const Config& config) {

@@ -135,10 +135,13 @@ std::string save_model(Llama& model, const Run& run, const Mesh& mesh, int64_t s
 StepMetrics read(const StepResult& result, const Training& training, int64_t tokens_per_step) {
   const double loss = result.loss_and_stop[0].item<double>(), norm = result.norm.item<double>();
   if (!std::isfinite(loss) || !std::isfinite(norm)) {
+    const auto text = [](double value) {
+      return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
+    };
     throw run_error(
-        "step {}: the loss is {} and the gradient norm {}; a lower learning_rate or grad_clip 1.0 "
-        "may help",
-        result.step, loss, norm);
+        "step {}: loss {} and gradient norm {}; a lower training.learning_rate or "
+        "training.grad_clip 1.0 may help",
+        result.step, text(loss), text(norm));
   }
   return {.step = result.step,
           .loss = loss,
