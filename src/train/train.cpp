@@ -135,10 +135,13 @@ std::string save_model(Llama& model, const Run& run, const Mesh& mesh, int64_t s
 StepMetrics read(const StepResult& result, const Training& training, int64_t tokens_per_step) {
   const double loss = result.loss_and_stop[0].item<double>(), norm = result.norm.item<double>();
   if (!std::isfinite(loss) || !std::isfinite(norm)) {
+    const auto text = [](double value) {
+      return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
+    };
     throw run_error(
-        "step {}: the loss is {} and the gradient norm {}; a lower learning_rate or grad_clip 1.0 "
-        "may help",
-        result.step, loss, norm);
+        "step {}: loss {} and gradient norm {}; a lower training.learning_rate or "
+        "training.grad_clip 1.0 may help",
+        result.step, text(loss), text(norm));
   }
   return {.step = result.step,
           .loss = loss,
@@ -186,37 +189,6 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
   bool stopping = false;
   Stopwatch watch;  // a step lasts from the reading of the one before to its own reading
   std::deque<StepResult> in_flight;
-<<<<<<< HEAD
-=======
-
-  // Reads what the oldest step in flight has left, and acts on it: every rank sees the same numbers.
-  const auto read_result = [&](const std::optional<double>& validation_loss) {
-    const StepResult result = in_flight.front();
-    in_flight.pop_front();
-    const double loss = result.loss_and_stop[0].item<double>(), norm = result.norm.item<double>();
-    if (!std::isfinite(loss) || !std::isfinite(norm)) {
-      const auto text = [](double value) {
-        return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
-      };
-      throw run_error(
-          "step {}: loss {} and gradient norm {}; a lower training.learning_rate or "
-          "training.grad_clip 1.0 may help",
-          result.step, text(loss), text(norm));
-    }
-    stopping = stopping || result.loss_and_stop[1].item<double>() > 0;
-    log.write({.step = result.step,
-               .loss = loss,
-               .grad_norm = norm,
-               .learning_rate = result.learning_rate,
-               .trained_tokens = result.step * tokens_per_step(config),
-               .tokens_per_step = tokens_per_step(config),
-               .step_seconds = result.seconds,
-               .memory_bytes = device.peak_memory_bytes(),
-               .bytes = result.bytes,
-               .validation_loss = validation_loss});
-  };
-
->>>>>>> badinput
   while (step < last_step(config) && !stopping) {
     const record::Bytes bytes_before = record::bytes_sent();
     if (const auto epoch = batches.epoch_begun(step)) log.say_epoch(*epoch);
