@@ -1,7 +1,6 @@
 // picotron: the table of sub-commands, and the one place where errors are caught.
 #include <cstdio>
 #include <exception>
-#include <new>
 
 #include "commands/commands.h"
 #include "core/error.h"
@@ -52,11 +51,8 @@ int main(int argc, char** argv) {
   } catch (const picotron::UserError& error) {
     picotron::log::error(error.what());
     return 2;
-  } catch (const std::bad_alloc&) {
-    picotron::log::error("out of memory; a smaller micro_batch_size or seq_length needs less");
-    return 1;
   } catch (const std::exception& error) {
-    picotron::log::error(picotron::first_line(error.what()));
+    picotron::log::error(picotron::plain_sentence(error.what()));
     return 1;
   }
 }

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "core/config_table.h"
 #include "core/error.h"
@@ -55,6 +56,13 @@ std::optional<int> parse(CLI::App& app, const std::vector<std::string>& argument
   } catch (const CLI::CallForHelp&) {
     log::print(app.help());
     return 0;
+  } catch (const CLI::RequiredError& error) {
+    // The flag that is missing may be there with a slip of the pen.
+    if (!app.remaining().empty()) throw unexpected(app, app.remaining().front(), other_flags);
+    throw user_error("{}: {}; see {} --help", app.get_name(), error.what(), app.get_name());
+  } catch (const CLI::ArgumentMismatch& error) {
+    const std::string flag(error.what(), std::string_view(error.what()).find(':'));
+    throw user_error("{}: {} needs a value; see {} --help", app.get_name(), flag, app.get_name());
   } catch (const CLI::ParseError& error) {
     std::string what = error.what();
     std::replace(what.begin(), what.end(), '\n', ' ');

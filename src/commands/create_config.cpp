@@ -52,19 +52,7 @@ DType dtype_of(const Config& config) {
 
 std::string sketch(const Config& config, const LlamaConfig& model) {
   const Distributed& d = config.distributed;
-  const MemoryEstimate memory =
-      estimate_memory({.parameters = count_parameters(model),
-                       .hidden = model.hidden_size,
-                       .intermediate = model.intermediate_size,
-                       .layers = model.num_hidden_layers,
-                       .heads = model.num_attention_heads,
-                       .key_value_heads = model.num_key_value_heads,
-                       .head_dim = model.head_dim,
-                       .vocab = model.vocab_size,
-                       .tokens = config.training.micro_batch_size * config.training.seq_length,
-                       .replicas = d.dp_size * d.cp_size,
-                       .zero_stage = d.zero_stage,
-                       .dtype = dtype_of(config)});
+  const MemoryEstimate memory = estimate_memory(run_shape(config, model, dtype_of(config)));
   const auto size = [](double bytes) {
     return bytes < 1e9 ? fmt::format("{:.1f} MB", bytes / 1e6)
                        : fmt::format("{:.2f} GB", bytes / 1e9);

@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <fstream>
+#include <limits>
 
 #include "checkpoint/huggingface.h"
 #include "commands/command_line.h"
@@ -28,20 +28,26 @@ int generate_command(const std::vector<std::string>& arguments) {
   app.add_option("--prompt", prompt, "The text to continue; without one, the beginning of a text");
   app.add_option("--max_new_tokens", options.max_new_tokens)
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1 << 20));
   app.add_option("--temperature", options.temperature, "0 takes the likeliest token")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->capture_default_str();
   app.add_option("--top_k", options.top_k, "Draw among the k likeliest; 0: all")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--seed", options.seed)->capture_default_str();
+      ->check(CLI::Range(0, 1 << 30));
+  app.add_option("--seed", options.seed)
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
   app.add_option("--num_samples", samples, "How many texts")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1 << 16));
   app.add_option("--tokenizer", tokenizer_name,
                  "bytes or builtin:stories; by default what the checkpoint names");
   if (const std::optional<int> done = parse(app, arguments)) return *done;
+  // Written so that NaN fails too; a smaller temperature would divide logits to infinity.
+  const double temperature = options.temperature;
+  if (temperature != 0 && !(temperature >= 1e-3 && temperature <= 1e3)) {
+    throw user_error("--temperature {} is neither 0 nor from 0.001 to 1000", temperature);
+  }
   if (checkpoint.empty() && model_folder.empty()) {
     throw user_error(
         "generate needs --checkpoint DIR or --model DIR; a run writes its own under "

@@ -9,6 +9,7 @@
 #include "commands/command_line.h"
 #include "commands/commands.h"
 #include "core/config.h"
+#include "core/error.h"
 #include "core/log.h"
 #include "dist/device.h"
 #include "dist/launch.h"
@@ -24,9 +25,7 @@ void keep_freed_memory() {
   mallopt(M_TOP_PAD, 64 << 20);
 }
 
-}  // namespace
-
-int train_command(const std::vector<std::string>& arguments) {
+int check_and_launch(const std::vector<std::string>& arguments) {
   std::vector<std::string> rest = arguments;
   const std::vector<Override> overrides = take_overrides(rest, Flags::dotted_and_short);
   CLI::App app("Train a model. Without a file and flags: the built-in stories.", "train");
@@ -37,32 +36,52 @@ int train_command(const std::vector<std::string>& arguments) {
   if (const std::optional<int> done = parse(app, rest, known)) return *done;
 
   keep_freed_memory();
-  Config config = file.empty() ? config_from_flags(overrides)
-                                                     : load_config(file, overrides);
+  Config config = file.empty() ? config_from_flags(overrides) : load_config(file, overrides);
   resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
   const Environment& environment = config.environment;
   const bool on_gpu = !config.distributed.use_cpu.value_or(!gpu_available());
 
+  if (!on_gpu && config.distributed.backend == Backend::nccl) {
+    throw user_error(
+        "distributed.backend \"nccl\" needs a GPU, and this run is on the CPU; use \"gloo\" or "
+        "null");
+  }
+  std::vector<std::string> argv{"picotron", "train"};
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
   const LaunchOptions options{
       .world_size = static_cast<int>(world_size(config)),
       .ranks = config.distributed.ranks,
       .timeout = std::chrono::milliseconds(
           static_cast<int64_t>(1000 * config.distributed.timeout_seconds)),
       .threads_per_rank = static_cast<int>(environment.OMP_NUM_THREADS.value_or(0)),
-      .argv = arguments};
+      .argv = argv};
   // What files and keys get wrong is found before a rank is started, and said once.
   const Run run = prepare_run(config, on_gpu);
   return launch(options, [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
     for (const std::string& sentence : warnings(config)) log::warn(sentence);
+    for (const std::string& sentence : run.warnings) log::warn(sentence);
+    for (const std::string& note : run.datasets.notes) log::print(note);
     const std::unique_ptr<Device> device =
-        open_device({.use_cpu = !on_gpu,
+        open_device({.use_cpu = config.distributed.use_cpu,
                      .local_rank = local_rank,
                      .share_gpus = config.distributed.backend == Backend::gloo});
     Rendezvous meeting = rendezvous;
-    if (on_gpu && config.distributed.backend != Backend::gloo) meeting.backend = nccl_backends(*device);
+    if (on_gpu && config.distributed.backend != Backend::gloo)
+      meeting.backend = nccl_backends(*device);
     train(run, meeting, *device);
     return 0;
   });
+}
+
+}  // namespace
+
+int train_command(const std::vector<std::string>& arguments) {
+  try {
+    return check_and_launch(arguments);
+  } catch (const UserError&) {
+    if (speaks_for_machine()) throw;
+    return 2;
+  }
 }
 
 }  // namespace picotron

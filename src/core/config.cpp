@@ -109,7 +109,7 @@ class Builder {
     if (config_.model.init_from && !given_.contains(config_table::find("model.name"))) {
       config_.model.name.reset();
     }
-    if (!problems_.empty()) throw UserError(fmt::format("{}", fmt::join(problems_, "\n")));
+    if (!problems_.empty()) throw user_errors(problems_);
     return std::move(config_);
   }
 

@@ -27,15 +27,15 @@ class Reasons {
       : prefix_(config.source.empty() ? "" : config.source + ": ") {}
   template <class... Args>
   void add(fmt::format_string<Args...> format, Args&&... args) {
-    text_ +=
-        (text_.empty() ? "" : "\n") + prefix_ + fmt::format(format, std::forward<Args>(args)...);
+    sentences_.push_back(prefix_ + fmt::format(format, std::forward<Args>(args)...));
   }
   void throw_if_any() const {
-    if (!text_.empty()) throw UserError(text_);
+    if (!sentences_.empty()) throw user_errors(sentences_);
   }
 
  private:
-  std::string prefix_, text_;
+  std::string prefix_;
+  std::vector<std::string> sentences_;
 };
 
 bool is_asked(const Field& field, const Config& config) {
@@ -114,10 +114,7 @@ void check_sequence(const Config& config, Reasons& reasons) {
 
 void check_schedule(const Config& config, Reasons& reasons) {
   const Training& t = config.training;
-  if (t.warmup_steps > t.total_train_steps) {
-    reasons.add("warmup_steps {} exceeds total_train_steps {}; use at most {}", t.warmup_steps,
-                t.total_train_steps, t.total_train_steps);
-  } else if (t.lr_schedule == LrSchedule::wsd) {
+  if (t.lr_schedule == LrSchedule::wsd && t.warmup_steps <= t.total_train_steps) {
     const double total = static_cast<double>(t.total_train_steps);
     const auto decay = static_cast<int64_t>(std::ceil(t.lr_decay_ratio * total));
     if (t.warmup_steps + decay > t.total_train_steps) {
@@ -239,6 +236,12 @@ std::vector<std::string> warnings(const Config& config) {
                                       config_table::value_text(field, config),
                                       field.built.instead));
     }
+  }
+  const Training& t = config.training;
+  if (t.warmup_steps > t.total_train_steps) {  // a short try of a long run's config
+    sentences.push_back(fmt::format(
+        "warmup_steps {} exceeds total_train_steps {}: the learning rate ends below {}",
+        t.warmup_steps, t.total_train_steps, t.learning_rate));
   }
   return sentences;
 }

@@ -6,10 +6,12 @@
 #pragma once
 #include <fmt/format.h>
 
+#include <cstdlib>
 #include <source_location>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace picotron {
 
@@ -34,9 +36,25 @@ template <class... Args>
   return RunError(fmt::format(format, std::forward<Args>(args)...));
 }
 
-// LibTorch's errors carry a stack trace below their first line.
-inline std::string first_line(std::string_view text) {
-  return std::string(text.substr(0, text.find('\n')));
+// Several mistakes at once, a line each; beyond three lines the first would scroll out of sight.
+[[nodiscard]] inline UserError user_errors(const std::vector<std::string>& sentences) {
+  if (sentences.size() <= 3) return UserError(fmt::format("{}", fmt::join(sentences, "\n")));
+  return UserError(fmt::format("{}\n{}\nand {} more mistakes; mend these first", sentences[0],
+                               sentences[1], sentences.size() - 2));
+}
+
+// What an exception of a library says, as a sentence of ours. LibTorch's errors carry a stack trace
+// below their first line, and its allocator speaks of files of its own.
+inline std::string plain_sentence(std::string_view text) {
+  constexpr std::string_view remedy = "a smaller model, micro_batch_size or seq_length needs less";
+  const std::string line(text.substr(0, text.find('\n')));
+  constexpr std::string_view asked = "you tried to allocate ";
+  if (const size_t at = line.find(asked); at != std::string::npos) {
+    const double bytes = std::strtod(line.c_str() + at + asked.size(), nullptr);
+    return fmt::format("out of memory: {:.2f} GB more were asked for; {}", bytes / 1e9, remedy);
+  }
+  if (line.find("bad_alloc") != std::string::npos) return fmt::format("out of memory; {}", remedy);
+  return line;
 }
 
 // An assertion that stays on in every build and names its place.

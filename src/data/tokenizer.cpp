@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "data/stories.h"
 
 namespace picotron {
 namespace {
@@ -208,7 +209,9 @@ std::string WordTokenizer::decode(std::span<const int32_t> tokens) const {
 
 std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view kind) {
   if (kind == "bytes") return std::make_shared<ByteTokenizer>();
-  throw user_error("dataset.tokenizer {} is not built yet; use \"bytes\"", quoted(kind));
+  if (kind == "builtin:stories") return story_tokenizer();
+  throw user_error("tokenizer {} is not built yet; use \"bytes\" or \"builtin:stories\"",
+                   quoted(kind));
 }
 
 }  // namespace picotron

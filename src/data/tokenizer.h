@@ -63,7 +63,7 @@ class WordTokenizer : public Tokenizer {
   std::map<std::string, int32_t> tokens_;  // lower case → token
 };
 
-// kind: "bytes". UserError for any other.
+// kind: "bytes" or "builtin:stories". UserError for any other.
 std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view kind);
 
 // `text` with every piece that is not well-formed UTF-8 replaced by U+FFFD, one for each maximal

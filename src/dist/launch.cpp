@@ -17,7 +17,6 @@
 #include <condition_variable>
 #include <future>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <thread>
 
@@ -37,6 +36,18 @@ constexpr milliseconds kStorePatience{1000};
 constexpr milliseconds kStoreStays{2500};
 // After one thread's rank has failed: time for the others to end.
 constexpr std::chrono::seconds kGrace{6};
+
+// Each rank is a program with its own memory and threads: many more than a machine has cores only
+// bring it to a halt.
+void check_ranks_here(const LaunchOptions& options) {
+  const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int most = std::max(64, 4 * cores);
+  if (options.world_size <= most) return;
+  throw user_error(
+      "dp · pp · cp · tp is {} ranks, and this machine with {} cores starts at most {}; lower "
+      "distributed.dp_size, or start the ranks on several machines with torchrun, srun or mpirun",
+      options.world_size, cores, most);
+}
 
 // The store's calls may block for ever when the one who serves it is stopped. Runs `call` aside and
 // returns its result, nothing if it takes longer. What `call` refers to, it must own.
@@ -120,7 +131,7 @@ c10::intrusive_ptr<c10d::Store> connect_store(const LaunchEnvironment& environme
 bool may_speak(const Rendezvous& rendezvous) {
   try {
     const auto count = answer_within(
-        kStorePatience, [store = rendezvous.store->clone()] { return store->add(kSpokenKey, 1); });
+        kStorePatience, [store = rendezvous.store] { return store->add(kSpokenKey, 1); });
     return count.value_or(1) == 1;
   } catch (const std::exception&) {
     return true;  // nobody else can be heard of
@@ -129,10 +140,9 @@ bool may_speak(const Rendezvous& rendezvous) {
 
 std::string sentence_of(const std::exception& error) {
   if (const auto* of_torch = dynamic_cast<const c10::Error*>(&error)) {
-    return of_torch->what_without_backtrace();
+    return plain_sentence(of_torch->what_without_backtrace());
   }
-  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return "out of memory";
-  return error.what();
+  return plain_sentence(error.what());
 }
 
 void set_threads(const LaunchOptions& options, int local_size) {
@@ -229,11 +239,20 @@ int run_alone(const LaunchOptions& options, const RankMain& rank_main) {
 
 }  // namespace
 
+bool speaks_for_machine(const Getenv& get) {
+  try {
+    return read_environment(get).local_rank == 0;
+  } catch (const UserError&) {
+    return true;  // then it is the environment that is wrong
+  }
+}
+
 int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv& get) {
   FLAGS_caffe2_log_level = 3;  // c10d's warnings about sockets: what matters we say ourselves
   const LaunchEnvironment environment = read_environment(get);
   if (environment.started == Started::single) {
     if (options.world_size == 1) return run_alone(options, rank_main);
+    check_ranks_here(options);
     if (options.ranks == Ranks::threads) {
       install_stop_handlers();
       return run_threads(options, rank_main);

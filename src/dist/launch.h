@@ -43,4 +43,10 @@ int launch(
     const LaunchOptions& options, const RankMain& rank_main,
     const Getenv& get = [](const char* name) -> const char* { return std::getenv(name); });
 
+// What is wrong before the ranks meet, every rank finds by itself: whether this process is the one
+// of its machine to say it.
+bool speaks_for_machine(const Getenv& get = [](const char* name) -> const char* {
+  return std::getenv(name);
+});
+
 }  // namespace picotron

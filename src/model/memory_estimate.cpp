@@ -46,6 +46,21 @@ double activations(const RunShape& shape, const Bytes& bytes) {
 
 }  // namespace
 
+RunShape run_shape(const Config& config, const LlamaConfig& model, DType dtype) {
+  return {.parameters = count_parameters(model),
+          .hidden = model.hidden_size,
+          .intermediate = model.intermediate_size,
+          .layers = model.num_hidden_layers,
+          .heads = model.num_attention_heads,
+          .key_value_heads = model.num_key_value_heads,
+          .head_dim = model.head_dim,
+          .vocab = model.vocab_size,
+          .tokens = config.training.micro_batch_size * config.training.seq_length,
+          .replicas = config.distributed.dp_size * config.distributed.cp_size,
+          .zero_stage = config.distributed.zero_stage,
+          .dtype = dtype};
+}
+
 MemoryEstimate estimate_memory(const RunShape& shape) {
   const Bytes bytes = bytes_of(shape.dtype);
   const double shards = shape.zero_stage == 1 ? real(shape.replicas) : 1;

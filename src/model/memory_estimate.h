@@ -18,6 +18,7 @@
 #include <cstdint>
 
 #include "core/config.h"
+#include "model/architectures.h"
 
 namespace picotron {
 
@@ -37,6 +38,7 @@ struct MemoryEstimate {
   double total() const { return weights + gradients + optimizer + activations; }
 };
 
+RunShape run_shape(const Config& config, const LlamaConfig& model, DType dtype);
 MemoryEstimate estimate_memory(const RunShape& shape);
 
 }  // namespace picotron

@@ -2,16 +2,18 @@
 #include "train/run.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include "core/error.h"
-#include "core/log.h"
 #include "kernels/matmul.h"
+#include "model/memory_estimate.h"
 #include "train/metrics.h"
 
 namespace picotron {
 namespace {
 
-c10::ScalarType resolve_dtype(const Config& config, bool on_gpu) {
+c10::ScalarType resolve_dtype(const Config& config, bool on_gpu,
+                              std::vector<std::string>& warnings) {
   const bool fast_bfloat16 = on_gpu || cpu_has_fast_bfloat16();
   switch (config.model.dtype.value_or(fast_bfloat16 ? DType::bfloat16 : DType::float32)) {
     case DType::float64:
@@ -22,12 +24,34 @@ c10::ScalarType resolve_dtype(const Config& config, bool on_gpu) {
       return c10::kFloat;
     case DType::bfloat16:
       if (fast_bfloat16) return c10::kBFloat16;
-      log::warn(
+      warnings.push_back(
           "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 would be slower: computing in "
           "float32");
       return c10::kFloat;
   }
   throw BrokenInvariant("every dtype is handled");
+}
+
+DType dtype_of(c10::ScalarType type) {
+  if (type == c10::kDouble) return DType::float64;
+  return type == c10::kBFloat16 ? DType::bfloat16 : DType::float32;
+}
+
+// A run that cannot fit is refused before it has made the machine swap or lost a rank to the kernel.
+// Activations are known only about, so they alone must exceed the memory twice.
+void check_memory(const Run& run) {
+  const MemoryEstimate need =
+      estimate_memory(run_shape(run.config, run.architecture, dtype_of(run.dtype)));
+  const double fixed = need.weights + need.gradients + need.optimizer;
+  const double memory =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  if (fixed <= memory && need.activations <= 2 * memory) return;
+  throw user_error(
+      "a rank would need about {:.4g} GB for weights, gradients and optimizer and {:.4g} GB for "
+      "activations, and this "
+      "machine has {:.4g} GB; use a smaller {}",
+      fixed / 1e9, need.activations / 1e9, memory / 1e9,
+      fixed > memory ? "model" : "micro_batch_size or seq_length");
 }
 
 }  // namespace
@@ -45,7 +69,6 @@ Run prepare_run(const Config& config, bool on_gpu) {
                                 .validation = data.validation.value_or(""),
                                 .validation_fraction = data.validation_fraction});
   const Dataset& train_data = *run.datasets.train;
-  for (const std::string& note : run.datasets.notes) log::print(note);
   run.architecture = resolve_architecture(config.model, train_data.vocab_size());
   if (train_data.vocab_size().value_or(0) > run.architecture.vocab_size) {
     throw user_error(
@@ -59,7 +82,8 @@ Run prepare_run(const Config& config, bool on_gpu) {
   }
   check_layout(config, run.architecture.num_attention_heads, run.architecture.num_key_value_heads,
                run.architecture.num_hidden_layers);
-  run.dtype = resolve_dtype(config, on_gpu);
+  run.dtype = resolve_dtype(config, on_gpu, run.warnings);
+  if (!on_gpu) check_memory(run);
   run.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");
   return run;
 }

@@ -4,6 +4,7 @@
 #include <c10/core/ScalarType.h>
 
 #include <string>
+#include <vector>
 
 #include "core/config.h"
 #include "data/dataset.h"
@@ -17,9 +18,10 @@ struct Run {
   LlamaConfig architecture;
   c10::ScalarType dtype = c10::kFloat;  // of the computation
   std::string tokenizer;                // "builtin:stories", "bytes", or "" where none is known
+  std::vector<std::string> warnings;    // sentences for rank 0 to say
 };
 
-// `on_gpu`: whether the ranks compute on one. Throws UserError.
+// `on_gpu`: whether the ranks compute on one. Says nothing itself, for every rank calls it. Throws UserError.
 Run prepare_run(const Config& config, bool on_gpu);
 
 // Lines that say what is about to be trained: model, data, layout, batch.
