@@ -226,7 +226,7 @@ Trained train(int ranks, int zero_stage, at::ScalarType dtype, OptimizerKind kin
   result.norms.resize(n), result.state_bytes.resize(n);
   testing::run_ranks(ranks, [&](const Rendezvous& rendezvous) {
     const at::NoGradGuard backward_is_written_out;
-    const Mesh mesh = ranks == 1 ? Mesh{} : make_mesh({.dp = ranks}, rendezvous);
+    const Mesh mesh = make_mesh({.dp = ranks}, rendezvous);
     Example e(dtype);
     Gradients gradients(e.parameters, mesh.dp_cp, mesh.world,
                         {.zero_stage = zero_stage, .bucket_numel = 150});
