@@ -45,8 +45,8 @@ struct Group {
 };
 
 struct Mesh {
-  AxisSizes sizes;  // of the mesh
-  AxisSizes my;     // my coordinates (each counts from 0)
+  AxisSizes sizes;              // of the mesh
+  AxisSizes my = {0, 0, 0, 0};  // my coordinates
   int global_rank = 0;
   int world_size = 1;
   Group tp = {}, cp = {}, dp = {}, pp = {};

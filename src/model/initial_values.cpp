@@ -63,8 +63,9 @@ void fill(const Parameter& parameter, const at::Tensor& flat, const Draw& draw) 
 
 }  // namespace
 
-PhiloxBlock philox(uint64_t key, uint64_t counter) {
-  uint32_t x[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
+PhiloxBlock philox(uint64_t key, uint64_t counter, uint64_t counter_high) {
+  uint32_t x[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
+                   static_cast<uint32_t>(counter_high), static_cast<uint32_t>(counter_high >> 32)};
   uint32_t k[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53} * x[0], p1 = uint64_t{0xCD9E8D57} * x[2];

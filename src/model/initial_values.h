@@ -30,10 +30,10 @@ struct InitialValuesOptions {
 void fill_initial_values(const Parameters& parameters, const at::Tensor& flat,
                          const InitialValuesOptions& options);
 
-// The generator itself: 128 random bits for (key, counter).
+// The generator itself: 128 random bits for a key and a counter, of which half is enough here.
 struct PhiloxBlock {
   uint32_t x[4];
 };
-PhiloxBlock philox(uint64_t key, uint64_t counter);
+PhiloxBlock philox(uint64_t key, uint64_t counter, uint64_t counter_high = 0);
 
 }  // namespace picotron

@@ -31,6 +31,8 @@ Gradients::Gradients(Parameters& parameters, const Group& dp_cp, const Group& wo
       end = weights[i].offset;
     }
   }
+  missing_.resize(ranges_.size(), 0);  // before the first step nothing is expected
+  reductions_.resize(ranges_.size());
 }
 
 void Gradients::begin_step(int64_t microbatches) {

@@ -24,9 +24,9 @@ c10::ScalarType resolve_dtype(const Config& config, bool on_gpu,
       return c10::kFloat;
     case DType::bfloat16:
       if (fast_bfloat16) return c10::kBFloat16;
-      warnings.push_back(
-          "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 would be slower: "
-          "computing in float32");
+      warnings.emplace_back(
+          "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 would be slower: computing in "
+          "float32");
       return c10::kFloat;
   }
   throw BrokenInvariant("every dtype is handled");
