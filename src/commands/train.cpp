@@ -43,19 +43,21 @@ int train_command(const std::vector<std::string>& arguments) {
   const Environment& environment = config.environment;
   const bool on_gpu = !config.distributed.use_cpu.value_or(!gpu_available());
 
+  std::vector<std::string> argv{"picotron", "train"};
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
   const LaunchOptions options{
       .world_size = static_cast<int>(world_size(config)),
       .ranks = config.distributed.ranks,
       .timeout = std::chrono::milliseconds(
           static_cast<int64_t>(1000 * config.distributed.timeout_seconds)),
       .threads_per_rank = static_cast<int>(environment.OMP_NUM_THREADS.value_or(0)),
-      .argv = arguments};
+      .argv = argv};
   // What files and keys get wrong is found before a rank is started, and said once.
   const Run run = prepare_run(config, on_gpu);
   return launch(options, [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
     for (const std::string& sentence : warnings(config)) log::warn(sentence);
     const std::unique_ptr<Device> device =
-        open_device({.use_cpu = !on_gpu,
+        open_device({.use_cpu = config.distributed.use_cpu,
                      .local_rank = local_rank,
                      .share_gpus = config.distributed.backend == Backend::gloo});
     Rendezvous meeting = rendezvous;

@@ -1,5 +1,6 @@
 #include "dist/channel.h"
 
+#include <ATen/ATen.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include <memory>
@@ -8,6 +9,8 @@ namespace picotron {
 namespace {
 
 constexpr int kTags = 1 << 30;  // of collectives: 1 … kTags; 0 is for send and receive
+
+constexpr size_t kMostSpare = 16;  // receive buffers kept
 
 LostRank closed() {
   return LostRank("a group of ranks was closed during a collective");
@@ -64,6 +67,34 @@ void Channel::wait_for(const Pending& pending) {
       if (!work->wait()) throw closed();
     }
   });
+}
+
+at::Tensor Channel::borrow(int64_t numel, at::ScalarType dtype) {
+  const int64_t bytes = numel * static_cast<int64_t>(c10::elementSize(dtype));
+  at::Tensor found;
+  {
+    std::lock_guard lock(mutex_);
+    // The smallest that is large enough, as long as it is not mostly waste.
+    size_t best = spare_.size();
+    for (size_t i = 0; i < spare_.size(); ++i) {
+      const int64_t size = spare_[i].numel();
+      if (size < bytes || size > 2 * bytes) continue;
+      if (best == spare_.size() || size < spare_[best].numel()) best = i;
+    }
+    if (best < spare_.size()) {
+      found = spare_[best];
+      spare_.erase(spare_.begin() + static_cast<int64_t>(best));
+    }
+  }
+  if (!found.defined()) found = at::empty({bytes}, at::kByte);
+  return found.narrow(0, 0, bytes).view(dtype);
+}
+
+void Channel::give_back(const at::Tensor& borrowed) {
+  const int64_t bytes = static_cast<int64_t>(borrowed.storage().nbytes());
+  std::lock_guard lock(mutex_);
+  if (spare_.size() >= kMostSpare) spare_.erase(spare_.begin());
+  spare_.push_back(at::empty({0}, at::kByte).set_(borrowed.storage(), 0, {bytes}, {1}));
 }
 
 std::shared_future<void> Channel::submit(std::function<void()> job) {

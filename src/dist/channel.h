@@ -61,6 +61,11 @@ class Channel {
   // Waits for all of them. Throws LostRank with the diagnosis.
   void wait_for(const Pending& pending);
 
+  // A flat CPU tensor to receive into, kept for the next one once given back: fresh memory costs
+  // as much as the sum (the kernel clears each page).
+  at::Tensor borrow(int64_t numel, at::ScalarType dtype);
+  void give_back(const at::Tensor& borrowed);
+
   // Runs `job` on the channel's thread after those before it. A job must not own the channel.
   std::shared_future<void> submit(std::function<void()> job);
 
@@ -79,6 +84,7 @@ class Channel {
   std::condition_variable changed_;
   std::deque<std::packaged_task<void()>> jobs_;
   std::set<const Pending*> waiting_;  // what is waited for now, so that the destructor can end it
+  std::vector<at::Tensor> spare_;     // bytes
   bool stopping_ = false;
   std::string failure_;  // the first diagnosis; a channel that failed stays so
 

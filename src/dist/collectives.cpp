@@ -57,29 +57,36 @@ struct Parts {
   }
 };
 
-// mine[i] ← Σ_r of part r's element i, in rank order; others[mine_rank] is unused. Added in blocks
-// that stay in the first cache. Accumulator is float for bfloat16, so that the sum is rounded once.
+// out[i] ← Σ_r of part r's element i, in rank order; others[mine] is unused. Accumulator is float
+// for bfloat16, so that the sum is rounded once.
+constexpr int64_t kBlock = 1024;  // elements; sums that stay in the first cache
+
 template <class Element, class Accumulator>
 void sum_in_rank_order(const at::Tensor& mine, const std::vector<at::Tensor>& others,
                        int mine_rank) {
-  constexpr int64_t kBlock = 1024;
-  std::array<Accumulator, kBlock> sum;
   Element* out = mine.data_ptr<Element>();
-  for (int64_t begin = 0; begin < mine.numel(); begin += kBlock) {
-    const int64_t count = std::min(kBlock, mine.numel() - begin);
-    std::fill_n(sum.begin(), count, Accumulator(0));
-    for (int rank = 0; rank < static_cast<int>(others.size()); ++rank) {
-      const Element* part =
-          (rank == mine_rank ? out : others[static_cast<size_t>(rank)].data_ptr<Element>()) + begin;
-      for (int64_t i = 0; i < count; ++i)
-        sum[static_cast<size_t>(i)] += static_cast<Accumulator>(part[i]);
-    }
-    for (int64_t i = 0; i < count; ++i)
-      out[begin + i] = static_cast<Element>(sum[static_cast<size_t>(i)]);
+  std::vector<const Element*> parts;
+  for (int rank = 0; rank < static_cast<int>(others.size()); ++rank) {
+    parts.push_back(rank == mine_rank ? out
+                                      : others[static_cast<size_t>(rank)].data_ptr<Element>());
   }
+  std::array<Accumulator, kBlock> sum;
+  const auto add_block = [&](int64_t begin, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) sum[i] = static_cast<Accumulator>(parts[0][begin + i]);
+    for (size_t rank = 1; rank < parts.size(); ++rank) {
+      const Element* part = parts[rank] + begin;
+      for (int64_t i = 0; i < count; ++i) sum[i] += static_cast<Accumulator>(part[i]);
+    }
+    for (int64_t i = 0; i < count; ++i) out[begin + i] = static_cast<Element>(sum[i]);
+  };
+  const int64_t whole = mine.numel() / kBlock * kBlock;
+  // A constant count lets the compiler use vector instructions.
+  for (int64_t begin = 0; begin < whole; begin += kBlock) add_block(begin, kBlock);
+  add_block(whole, mine.numel() - whole);
 }
 
 void sum_parts(const at::Tensor& mine, const std::vector<at::Tensor>& others, int mine_rank) {
+  if (mine.numel() == 0) return;  // an empty part: nothing was received
   switch (mine.scalar_type()) {
     case at::kFloat:
       return sum_in_rank_order<float, float>(mine, others, mine_rank);
@@ -155,7 +162,7 @@ struct Exchange {
     const int64_t mine = parts.numel(rank);
     for (int distance = 1; distance < parts.ranks && mine > 0; ++distance) {
       const int from = peer(distance);
-      received[static_cast<size_t>(from)] = at::empty({mine}, parts.flat.options());
+      received[static_cast<size_t>(from)] = channel->borrow(mine, parts.flat.scalar_type());
       channel->post_receive(pending, received[static_cast<size_t>(from)], from, tag);
     }
     for (int distance = 1; distance < parts.ranks; ++distance) {
@@ -167,6 +174,9 @@ struct Exchange {
     channel->wait_for(pending);
     pending.clear();
     sum_parts(parts.of(rank), received, rank);
+    for (const at::Tensor& part : received) {
+      if (part.defined()) channel->give_back(part);
+    }
     received.clear();
   }
   void post_all_gather(int tag) {

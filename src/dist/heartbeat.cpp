@@ -155,8 +155,9 @@ std::string Heartbeat::Shared::name(int peer) const {
 // Causes before consequences.
 std::string Heartbeat::Shared::verdict() {
   const auto doing = [](const Peer& peer) {
-    return peer.operation.empty() ? std::string("it had begun no operation")
-                                  : fmt::format("its last operation was {}", peer.operation);
+    return peer.operation.empty()
+               ? std::string("no operation of it was seen")
+               : fmt::format("the last operation seen of it was {}", peer.operation);
   };
   const Clock::time_point now = Clock::now();
   for (size_t rank_of_peer = 0; rank_of_peer < peers.size(); ++rank_of_peer) {

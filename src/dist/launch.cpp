@@ -120,7 +120,7 @@ c10::intrusive_ptr<c10d::Store> connect_store(const LaunchEnvironment& environme
 bool may_speak(const Rendezvous& rendezvous) {
   try {
     const auto count = answer_within(
-        kStorePatience, [store = rendezvous.store->clone()] { return store->add(kSpokenKey, 1); });
+        kStorePatience, [store = rendezvous.store] { return store->add(kSpokenKey, 1); });
     return count.value_or(1) == 1;
   } catch (const std::exception&) {
     return true;  // nobody else can be heard of
@@ -227,6 +227,9 @@ int run_alone(const LaunchOptions& options, const RankMain& rank_main) {
   return rank_main(alone, 0, 1);
 }
 
+// More would only exhaust the machine: each rank is a process, or threads, with a model of its own.
+constexpr int kMostRanksHere = 256;
+
 }  // namespace
 
 int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv& get) {
@@ -234,6 +237,12 @@ int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv
   const LaunchEnvironment environment = read_environment(get);
   if (environment.started == Started::single) {
     if (options.world_size == 1) return run_alone(options, rank_main);
+    if (options.world_size > kMostRanksHere) {
+      throw user_error(
+          "the config asks for {} ranks, and at most {} are started on one machine; start them "
+          "with torchrun, srun or mpirun, or make dp · pp · cp · tp smaller",
+          options.world_size, kMostRanksHere);
+    }
     if (options.ranks == Ranks::threads) {
       install_stop_handlers();
       return run_threads(options, rank_main);

@@ -29,7 +29,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // How long the other ranks may take to end by themselves once one has failed.
-constexpr std::chrono::seconds kGrace{4}, kGraceAfterUserError{2};
+constexpr std::chrono::seconds kGrace{3}, kGraceAfterUserError{2};
 constexpr timespec kGlance{.tv_sec = 0, .tv_nsec = 200'000'000};
 
 // A listening socket on a free port of loopback: c10d's own would be open to the network.

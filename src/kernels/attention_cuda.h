@@ -1,4 +1,4 @@
-// Attention on a GPU: the bodies that kernels/attention.cpp calls for tensors that are not on a CPU.
+// Attention on a GPU: the bodies that kernels/attention.cpp calls for tensors not on a CPU.
 //
 // ATen has two kernels there, reached through its dispatcher, so that this file links to no CUDA
 // library, and each asks for something:
@@ -10,8 +10,8 @@
 //     out, dout   anything with contiguous rows         as [batch, seq, heads, head_dim] in memory
 //     addresses   16 bytes                              16 bytes
 //
-// so the code is adaptation: pad, repeat, cut, sum. tests/unit/attention_test.cpp holds it on a CPU,
-// by plain kernels that refuse what the real ones refuse.
+// so the code is adaptation: pad, repeat, cut, sum. tests/unit/attention_test.cpp holds it on a
+// CPU, by plain kernels that refuse what the real ones refuse.
 #pragma once
 #include "kernels/attention.h"
 

@@ -30,16 +30,40 @@ const dnnl::engine& cpu_engine() {
   return engine;
 }
 
+// oneDNN is used where its AVX-512 kernels are. Its older ones ("gemm:jit": for other CPUs, and for
+// matrices with gaps between their rows) fail in a process that also holds LibTorch, whose own copy
+// of oneDNN sets *its* kernels up in their place: both name the function of one std::call_once
+// alike.
+bool uses_onednn(const at::Tensor& x) {
+  if (!x.is_cpu()) return false;
+  static const auto isa = static_cast<unsigned>(dnnl_get_effective_cpu_isa());
+  const unsigned needed = x.scalar_type() == at::kFloat ? unsigned{dnnl_cpu_isa_avx512_core}
+                          : x.scalar_type() == at::kBFloat16
+                              ? unsigned{dnnl_cpu_isa_avx512_core_bf16}
+                              : ~0U;
+  return (isa & needed) == needed;
+}
+
+at::Tensor without_gaps(const at::Tensor& x) {
+  return x.is_contiguous() || x.t().is_contiguous() ? x : x.contiguous();
+}
+
+// A transposed matrix is one with other strides. A dimension of size 1 may have any; oneDNN's
+// kernels want the one that leaves no gap.
 dnnl::memory::desc describe(const at::Tensor& matrix) {
   const auto type = matrix.scalar_type() == at::kBFloat16 ? dnnl::memory::data_type::bf16
                                                           : dnnl::memory::data_type::f32;
-  return {{matrix.size(0), matrix.size(1)}, type, {matrix.stride(0), matrix.stride(1)}};
+  const int64_t rows = matrix.size(0);
+  const int64_t columns = matrix.size(1);
+  using Dims = dnnl::memory::dims;
+  return {{rows, columns}, type, matrix.is_contiguous() ? Dims{columns, 1} : Dims{1, rows}};
 }
 
-// c = a b, or c += a b. Transposed operands are strides; oneDNN keeps a cache of the kernels it has
-// generated.
-void onednn_product(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
+// c = a b, or c += a b. oneDNN keeps a cache of the kernels it has generated.
+void onednn_product(const at::Tensor& c, const at::Tensor& a_view, const at::Tensor& b_view,
                     bool accumulate) {
+  const at::Tensor a = without_gaps(a_view);
+  const at::Tensor b = without_gaps(b_view);
   dnnl::primitive_attr attributes;
   if (accumulate) {
     dnnl::post_ops post;
@@ -62,8 +86,9 @@ void onednn_product(const at::Tensor& c, const at::Tensor& a, const at::Tensor& 
   stream.wait();
 }
 
-bool uses_onednn(const at::Tensor& x) {
-  return x.is_cpu() && (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat);
+// bf16 on a CPU that has no instructions for it: in fp32, which is exact but for the order of sums.
+bool must_widen(const at::Tensor& x) {
+  return x.is_cpu() && x.scalar_type() == at::kBFloat16;
 }
 
 record::Entry entry(const char* what, int64_t m, int64_t n, int64_t k) {
@@ -72,7 +97,10 @@ record::Entry entry(const char* what, int64_t m, int64_t n, int64_t k) {
 }
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
-  if (!uses_onednn(a)) return at::mm(a, b);
+  if (!uses_onednn(a)) {
+    if (!must_widen(a)) return at::mm(a, b);
+    return at::mm(a.to(at::kFloat), b.to(at::kFloat)).to(a.scalar_type());
+  }
   at::Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
   onednn_product(c, a, b, false);
   return c;
@@ -102,6 +130,8 @@ void linear_weight_gradient(const at::Tensor& dw, const at::Tensor& dy, const at
   const record::Scope scope(entry("linear_weight_gradient", dy.size(1), x.size(1), dy.size(0)), at);
   if (uses_onednn(dy)) {
     onednn_product(dw, dy.t(), x, true);
+  } else if (must_widen(dy)) {
+    at::addmm_out(const_cast<at::Tensor&>(dw), dw, dy.t().to(at::kFloat), x.to(at::kFloat));
   } else if (dy.scalar_type() == dw.scalar_type()) {
     at::addmm_out(const_cast<at::Tensor&>(dw), dw, dy.t(), x);
   } else {

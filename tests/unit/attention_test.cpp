@@ -140,7 +140,9 @@ void expect_right(const Bodies& bodies, const Inputs& in, bool causal, double to
 Inputs strided(const Case& c, at::ScalarType dtype, c10::Device device = at::kCPU) {
   const Inputs whole = inputs_of(c, dtype, device);
   const auto rows = [](const at::Tensor& x) { return x.transpose(1, 2).flatten(2); };
-  const at::Tensor fused = at::cat({rows(whole.q), rows(whole.k), rows(whole.v)}, 2);
+  const at::Tensor packed = at::cat({rows(whole.q), rows(whole.k), rows(whole.v)}, 2);
+  // Four more on each side: rows a vector load may step along, from where it may not start.
+  const at::Tensor fused = at::constant_pad_nd(packed, {4, 4}).slice(2, 4, 4 + packed.size(2));
   const auto view = [&](int64_t head, int64_t heads) {
     return fused.slice(2, head * c.head_dim, (head + heads) * c.head_dim)
         .unflatten(2, {heads, c.head_dim})

@@ -88,8 +88,8 @@ TEST(Device, NeedsAPluginOfItsOwn) {
   expect_sentence(sentence_of(open), "does not belong to this program");
 }
 
-// On a machine without a driver this shows that the plug-in loads, with all of CUDA's libraries, and
-// that its own errors arrive.
+// On a machine without a driver this shows that the plug-in loads, with all of CUDA's libraries,
+// and that its own errors arrive.
 TEST(Device, LoadsThePlugin) {
   const std::filesystem::path plugin = build_folder() / plugin::kFileName;
   if (!std::filesystem::exists(plugin)) GTEST_SKIP() << "not run: the CUDA plug-in is not built";

@@ -1,13 +1,16 @@
-// Every product of kernels/matmul against the same product in float64: odd and tiny shapes, operands
-// that are views, sums over several microbatches; and the same bits whatever the number of threads.
+// Every product of kernels/matmul against the same product in float64: odd and tiny shapes,
+// operands that are views, sums over several microbatches; and the same bits whatever the number of
+// threads.
 #include "kernels/matmul.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <filesystem>
 #include <functional>
-#include <tuple>
+#include <string>
 #include <vector>
 
 #include "core/error.h"
@@ -97,6 +100,16 @@ TEST(Matmul, MatchesFloat64OnAGpu) {
   const auto device = gpu_or_null();
   if (device == nullptr) GTEST_SKIP() << "not run: no GPU here, or no CUDA plug-in";
   expect_all_products_on(device->torch(), {at::kFloat, at::kBFloat16});
+}
+
+// oneDNN can be told to behave as on an older CPU, before its first product: in another process.
+TEST(Matmul, MatchesFloat64OnOlderCpus) {
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe");
+  for (const char* isa : {"AVX512_CORE", "AVX2"}) {
+    const std::string command = fmt::format(
+        "DNNL_MAX_CPU_ISA={} '{}' --gtest_filter=Matmul.MatchesFloat64 > /dev/null", isa, program);
+    EXPECT_EQ(std::system(command.c_str()), 0) << command;
+  }
 }
 
 // bf16 gradients are summed in fp32: a bf16 sum of a thousand equal terms stops growing at 256.
