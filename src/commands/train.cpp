@@ -62,7 +62,7 @@ int check_and_launch(const std::vector<std::string>& arguments) {
     for (const std::string& sentence : run.warnings) log::warn(sentence);
     for (const std::string& note : run.datasets.notes) log::print(note);
     const std::unique_ptr<Device> device =
-        open_device({.use_cpu = !on_gpu,
+        open_device({.use_cpu = config.distributed.use_cpu,
                      .local_rank = local_rank,
                      .share_gpus = config.distributed.backend == Backend::gloo});
     Rendezvous meeting = rendezvous;

@@ -114,10 +114,7 @@ void check_sequence(const Config& config, Reasons& reasons) {
 
 void check_schedule(const Config& config, Reasons& reasons) {
   const Training& t = config.training;
-  if (t.warmup_steps > t.total_train_steps) {
-    reasons.add("warmup_steps {} exceeds total_train_steps {}; use at most {}", t.warmup_steps,
-                t.total_train_steps, t.total_train_steps);
-  } else if (t.lr_schedule == LrSchedule::wsd) {
+  if (t.lr_schedule == LrSchedule::wsd && t.warmup_steps <= t.total_train_steps) {
     const double total = static_cast<double>(t.total_train_steps);
     const auto decay = static_cast<int64_t>(std::ceil(t.lr_decay_ratio * total));
     if (t.warmup_steps + decay > t.total_train_steps) {
@@ -239,6 +236,12 @@ std::vector<std::string> warnings(const Config& config) {
                                       config_table::value_text(field, config),
                                       field.built.instead));
     }
+  }
+  const Training& t = config.training;
+  if (t.warmup_steps > t.total_train_steps) {  // a short try of a long run's config
+    sentences.push_back(fmt::format(
+        "warmup_steps {} exceeds total_train_steps {}: the learning rate ends below {}",
+        t.warmup_steps, t.total_train_steps, t.learning_rate));
   }
   return sentences;
 }

@@ -86,6 +86,7 @@ void sum_in_rank_order(const at::Tensor& mine, const std::vector<at::Tensor>& ot
 }
 
 void sum_parts(const at::Tensor& mine, const std::vector<at::Tensor>& others, int mine_rank) {
+  if (mine.numel() == 0) return;  // an empty part: nothing was received
   switch (mine.scalar_type()) {
     case at::kFloat:
       return sum_in_rank_order<float, float>(mine, others, mine_rank);

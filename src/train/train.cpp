@@ -10,7 +10,7 @@
 #include <cmath>
 #include <deque>
 #include <limits>
-#include <optional>
+#include <utility>
 
 #include "checkpoint/huggingface.h"
 #include "core/error.h"
@@ -29,20 +29,24 @@
 namespace picotron {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+// Seconds since the last lap.
+class Stopwatch {
+ public:
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(last_, now)).count();
+  }
 
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
 
 // What a step leaves on the device. On a GPU it is read one step late, so that the host never waits.
 struct StepResult {
   int64_t step = 0;  // from 1
-  double learning_rate = 0;
   at::Tensor
       loss_and_stop;  // [2] fp64, sums over the world: mean loss, and how many ranks were asked to stop
-  at::Tensor norm;  // 0-dim fp64, before clipping
-  double seconds = 0;
+  at::Tensor norm;        // 0-dim fp64, before clipping
   record::Bytes bytes{};  // sent, by axis
 };
 
@@ -119,10 +123,30 @@ std::string save_model(Llama& model, const Run& run, const Mesh& mesh, int64_t s
   if (mesh.global_rank == 0) {
     set_aside(folder);
     const DType stored = run.dtype == at::kBFloat16 ? DType::bfloat16 : DType::float32;
-    save_huggingface(folder + "/model", model.config(), model.parameters(), {.dtype = stored, .tokenizer = run.tokenizer});
+    save_huggingface(folder + "/model", model.config(), model.parameters(),
+                     {.dtype = stored, .tokenizer = run.tokenizer});
   }
   barrier(mesh.world);
   return folder;
+}
+
+// Waits for the device. Every rank reads the same numbers. RunError where they are not finite: the optimizer has then
+// changed nothing.
+StepMetrics read(const StepResult& result, const Training& training, int64_t tokens_per_step) {
+  const double loss = result.loss_and_stop[0].item<double>(), norm = result.norm.item<double>();
+  if (!std::isfinite(loss) || !std::isfinite(norm)) {
+    throw run_error(
+        "step {}: the loss is {} and the gradient norm {}; a lower learning_rate or grad_clip 1.0 "
+        "may help",
+        result.step, loss, norm);
+  }
+  return {.step = result.step,
+          .loss = loss,
+          .grad_norm = norm,
+          .learning_rate = learning_rate(training, result.step),
+          .trained_tokens = result.step * tokens_per_step,
+          .tokens_per_step = tokens_per_step,
+          .bytes = result.bytes};
 }
 
 // The first step number after which nothing is left to do.
@@ -148,18 +172,22 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
               {at::TensorOptions(run.dtype).device(device.torch()), training.seq_length, body});
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
                       {.zero_stage = static_cast<int>(config.distributed.zero_stage)});
-  fill_values(gradients.flat(), model,
-              run);  // unused until the first step, it has their layout and precision
+  // The gradient buffer, unused until the first step, has the layout and the precision of the master weights.
+  fill_values(gradients.flat(), model, run);
   model.parameters().flat().copy_(gradients.flat());
   ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training, body);
   const Schedule schedule = make_schedule(config, mesh);
   const BatchLoader batches = make_loader(run, mesh, *run.datasets.train, config.dataset.shuffle);
   RunLog log(run, device, last_step(config));
 
-  const double scale = 1 / static_cast<double>(tokens_per_step(config));
+  const int64_t tokens = tokens_per_step(config);
+  const double scale = 1 / static_cast<double>(tokens);
   int64_t step = 0;  // steps done
   bool stopping = false;
+  Stopwatch watch;  // a step lasts from the reading of the one before to its own reading
   std::deque<StepResult> in_flight;
+<<<<<<< HEAD
+=======
 
   // Reads what the oldest step in flight has left, and acts on it: every rank sees the same numbers.
   const auto read_result = [&](const std::optional<double>& validation_loss) {
@@ -188,36 +216,39 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
                .validation_loss = validation_loss});
   };
 
+>>>>>>> badinput
   while (step < last_step(config) && !stopping) {
-    const auto begin = Clock::now();
-    const auto bytes_before = record::bytes_sent();
+    const record::Bytes bytes_before = record::bytes_sent();
     if (const auto epoch = batches.epoch_begun(step)) log.say_epoch(*epoch);
     const std::vector<TokenBatch> microbatches = next_batches(batches, step++, device.torch());
 
     const at::Tensor loss = run_schedule(schedule, model, microbatches, scale, gradients);
     if (observer.after_backward) observer.after_backward(step, model.parameters(), gradients);
     const at::Tensor norm = gradients.norm();
-    const double rate = learning_rate(training, step);
-    optimizer.step(step, rate,
-                   clip_factor(norm, training.grad_clip, gradients.flat().scalar_type()));
+    const at::Tensor factor = clip_factor(norm, training.grad_clip, gradients.flat().scalar_type());
+    optimizer.step(step, learning_rate(training, step), factor);
 
     // What one rank knows alone (a signal) becomes everybody's in the loss's own reduction, at the same step.
     const at::Tensor loss_and_stop =
         at::stack({loss / mesh.sizes.tp, at::full_like(loss, stop_requested() ? 1.0 : 0.0)});
     all_reduce(loss_and_stop, mesh.world).wait();
-    in_flight.push_back({step, rate, loss_and_stop, norm, seconds_since(begin),
-                         record::bytes_sent_since(bytes_before)});
+    in_flight.push_back({step, loss_and_stop, norm, record::bytes_sent_since(bytes_before)});
 
     const bool last = step == last_step(config);
-    std::optional<double> validation_loss;
-    if (training.eval_interval > 0 && (last || step % training.eval_interval == 0)) {
-      validation_loss = validate(model, run, mesh, device.torch());
+    const bool evaluates =
+        training.eval_interval > 0 && (last || step % training.eval_interval == 0);
+    const size_t may_stay = device.is_cpu() || evaluates || last ? 0 : 1;
+    for (; in_flight.size() > may_stay; in_flight.pop_front()) {
+      StepMetrics metrics = read(in_flight.front(), training, tokens);
+      metrics.step_seconds = watch.lap();
+      metrics.memory_bytes = device.peak_memory_bytes();
+      if (evaluates && metrics.step == step)
+        metrics.validation_loss = validate(model, run, mesh, device.torch());
+      stopping = stopping || in_flight.front().loss_and_stop[1].item<double>() > 0;
+      log.write(metrics);
+      if (evaluates) watch.lap();
     }
-    const size_t may_stay = device.is_cpu() || validation_loss || last ? 0 : 1;
-    while (in_flight.size() > may_stay)
-      read_result(in_flight.size() == 1 ? validation_loss : std::nullopt);
   }
-  while (!in_flight.empty()) read_result(std::nullopt);
 
   if (observer.at_end) observer.at_end(model.parameters());
   const std::string folder = save_model(model, run, mesh, step);
