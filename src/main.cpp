@@ -1,4 +1,5 @@
 // picotron: the table of sub-commands, and the one place where errors are caught.
+#include <csignal>
 #include <cstdio>
 #include <exception>
 
@@ -46,6 +47,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // beyond `ulimit -f` a write then fails, as on a full disk
   try {
     return run(argc, argv);
   } catch (const picotron::UserError& error) {

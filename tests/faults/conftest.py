@@ -1,0 +1,154 @@
+"""The program as a person starts it, and what every end of it must be like (DESIGN.md, contract 4)."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BINARY = Path(os.environ.get("PICOTRON_BINARY", ROOT / "build" / "picotron")).absolute()
+TRACES = ("Exception raised from", "frame #", "terminate called", "what():", "Traceback", ".cpp:")
+
+
+def process_group(group):
+    """The processes of a group that are more than a dead entry in the table."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            if entry.name.isdigit() and int(fields[2]) == group and fields[0] not in "ZX":
+                members.append(int(entry.name))
+    return members
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def complaint(self):
+        """Stderr without warnings and without the notice that a Ctrl-C was heard."""
+        lines = self.err.splitlines()
+        return [line for line in lines if line and not line.startswith(("warning: ", "stopping after"))]
+
+
+class Running:
+    def __init__(self, arguments, cwd, environment=None, limit=None):
+        keep = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            [BINARY, *map(str, arguments)],
+            cwd=cwd,
+            env=keep | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=limit,
+        )
+
+    def children(self):
+        return sorted(pid for pid in process_group(self.process.pid) if pid != self.process.pid)
+
+    def end(self, within):
+        try:
+            out, err = self.process.communicate(timeout=within)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            out, err = self.process.communicate()
+            pytest.fail(f"no end within {within} s; stderr: {err[-2000:]}")
+        ended = Ended(self.process.returncode, out, err, time.monotonic() - self.began)
+        left = process_group(self.process.pid)
+        self.kill()
+        assert not left, f"processes left: {left}"
+        return ended
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(arguments, cwd=…, environment=…, limit=…) → Running; killed at the end of the test whatever happens."""
+    running = []
+
+    def start_one(arguments, cwd=None, **options):
+        running.append(Running(arguments, cwd or tmp_path, **options))
+        return running[-1]
+
+    yield start_one
+    for one in running:
+        one.kill()
+
+
+def check_complaint(ended, code, says):
+    assert ended.code == code, ended.err
+    assert 1 <= len(ended.complaint) <= 3, ended.err
+    assert ended.complaint[0].startswith(("error: ", "[rank ")), ended.err
+    for trace in TRACES:
+        assert trace not in ended.err, ended.err
+    for text in says:
+        assert text in ended.err, f"{text!r} is not in: {ended.err}"
+
+
+@pytest.fixture
+def fails(start):
+    """fails(arguments, code, says): it ends within 5 s with that code and at most 3 lines that hold each of `says`."""
+
+    def check(arguments, code, says, within=5, **options):
+        ended = start(arguments, **options).end(within)
+        check_complaint(ended, code, says)
+        return ended
+
+    return check
+
+
+TINY = {
+    "distributed": {"use_cpu": True},
+    "model": {
+        "name": None,
+        "dtype": "float32",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "training": {"seq_length": 32, "micro_batch_size": 2, "total_train_steps": 2},
+    "checkpoint": {"save_dir": "out"},
+}
+
+
+@pytest.fixture
+def tiny():
+    """tiny(model={…}, training={…}, …): the smallest run, and what a test changes of it."""
+
+    def config(**sections):
+        merged = {name: dict(section) for name, section in TINY.items()}
+        for name, section in sections.items():
+            merged[name] = merged.get(name, {}) | section
+        return merged
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """The save_dir of a run of two steps on the stories."""
+    import json
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "config.json").write_text(json.dumps(TINY))
+    ended = Running(["train", "--config", "config.json"], folder).end(60)
+    assert ended.code == 0, ended.err
+    return folder / "out"
