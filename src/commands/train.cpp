@@ -1,5 +1,6 @@
-// picotron train: a configuration, or flags, or nothing at all, and a model is trained. Under torchrun, srun or mpirun
-// this process is one rank; without them it starts the ranks itself (dist/launch.h).
+// picotron train: a configuration, or flags, or nothing at all, and a model is trained. Under
+// torchrun, srun or mpirun this process is one rank; without them it starts the ranks itself
+// (dist/launch.h).
 #include "train/train.h"
 
 #include <malloc.h>

@@ -129,7 +129,8 @@ TEST_P(VocabParallelTest, HeadAndLossInChunksAreThePlainOnesInOne) {
 }
 
 TEST_P(VocabParallelTest, AConstantAddedToAllLogitsChangesNothing) {
-  // Logits around 1,000: a softmax without the maximum taken off overflows; log(ranks) is not added.
+  // Logits around 1,000: a softmax without the maximum taken off overflows; log(ranks) is not
+  // added.
   const at::Tensor weight = at::cat({random_tensor({kVocab, kHidden - 1}, at::kDouble, 1),
                                      at::full({kVocab, 1}, 1000.0, at::kDouble)},
                                     1);
