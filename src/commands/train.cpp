@@ -69,8 +69,8 @@ int check_and_launch(const std::vector<std::string>& arguments) {
     Rendezvous meeting = rendezvous;
     if (on_gpu && config.distributed.backend != Backend::gloo)
       meeting.backend = nccl_backends(*device);
-    train(run, meeting, *device);
-    return 0;
+    const bool stopped = train(run, meeting, *device);
+    return stopped ? kStoppedAfterSave : 0;
   });
 }
 
