@@ -23,8 +23,8 @@ constexpr picotron::Command kCommands[] = {
 
 void print_help() {
   std::puts(
-      "picotron: pre-trains Llama-like language models with 4D parallelism\n\nusage: picotron "
-      "COMMAND [--help]\n");
+      "picotron: pre-trains Llama-like language models with 4D parallelism\n\n"
+      "usage: picotron COMMAND [--help]\n");
   for (const picotron::Command& command : kCommands)
     std::printf("  %-14s %s\n", command.name, command.summary);
 }

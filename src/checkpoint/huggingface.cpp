@@ -22,8 +22,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kHead = "lm_head.weight";
-constexpr const char* kTokenizerKey =
-    "picotron_tokenizer";  // of config.json; transformers skips it
+constexpr const char* kTokenizerKey = "picotron_tokenizer";  // in config.json; others skip it
 
 // ---------------------------------------------------------------------------------- dtypes
 

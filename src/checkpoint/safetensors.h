@@ -25,28 +25,15 @@
 
 namespace picotron {
 
+// clang-format off
 enum class StoredType {
-  C64,
-  F64,
-  I64,
-  U64,
-  F32,
-  I32,
-  U32,
-  F16,
-  BF16,
-  I16,
-  U16,
-  F8_E4M3,
-  F8_E5M2,
-  F8_E8M0,
-  I8,
-  U8,
-  BOOL,
-  F6_E2M3,
-  F6_E3M2,
-  F4
+  C64, F64, I64, U64,
+  F32, I32, U32,
+  F16, BF16, I16, U16,
+  F8_E4M3, F8_E5M2, F8_E8M0, I8, U8, BOOL,
+  F6_E2M3, F6_E3M2, F4
 };
+// clang-format on
 
 [[nodiscard]] std::string_view stored_type_name(StoredType type);  // as the header spells it
 [[nodiscard]] int64_t stored_type_bits(StoredType type);           // of one element

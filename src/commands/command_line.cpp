@@ -1,4 +1,4 @@
-// See command_line.h.
+// CLI11 parses; its complaints are taken apart here and said in sentences of ours.
 #include "commands/command_line.h"
 
 #include <fmt/format.h>

@@ -61,8 +61,8 @@ std::string sketch(const Config& config, const LlamaConfig& model) {
       "Model: {} parameters, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}\n"
       "Batch: {} sequences of {} tokens, {} tokens per step, {} steps\n"
       "Layout: dp {} · pp {} · cp {} · tp {}, {} rank{}\n"
-      "Memory per rank, about, in {}: weights {}, gradients {}, optimizer {}, activations {}, in "
-      "all {}",
+      "Memory per rank, about, in {}: "
+      "weights {}, gradients {}, optimizer {}, activations {}, in all {}",
       human_format(static_cast<double>(count_parameters(model))), model.num_hidden_layers,
       model.hidden_size, model.num_attention_heads, model.num_key_value_heads, model.vocab_size,
       global_batch_size(config), config.training.seq_length, tokens_per_step(config),

@@ -21,12 +21,8 @@
 
 namespace picotron {
 
-enum class PpEngine {
-  afab,
-  one_f_one_b,
-  interleaved,
-  zb_h1
-};  // "afab" "1f1b" "interleaved" "zb-h1"
+// "afab" "1f1b" "interleaved" "zb-h1"
+enum class PpEngine { afab, one_f_one_b, interleaved, zb_h1 };
 enum class Backend { nccl, gloo };
 enum class Balance { layers, flops };
 enum class Ranks { processes, threads };
@@ -77,9 +73,9 @@ struct Distributed {
 // The keys of section "model". What the named model gives, each shape key may override;
 // model/architectures resolves.
 struct ModelKeys {
-  std::optional<std::string> name =
-      "HuggingFaceTB/SmolLM-360M-Instruct";  // null: init_from's, or the keys below
-  std::optional<std::string> init_from;      // weights to start from
+  // null: init_from's, or the keys below
+  std::optional<std::string> name = "HuggingFaceTB/SmolLM-360M-Instruct";
+  std::optional<std::string> init_from;  // weights to start from
   Init init = Init::normal;
   std::optional<DType> dtype;  // null: bfloat16 where the machine is quick at it
   std::optional<int64_t> num_hidden_layers, num_attention_heads, num_key_value_heads;
@@ -98,13 +94,12 @@ struct Training {
   int64_t total_train_steps = 200;
   int64_t seq_length = 1024;
   int64_t micro_batch_size = 32;
-  int64_t gradient_accumulation_steps =
-      1;  // follows from global_batch_size where that is given: use the function
+  // Follows from global_batch_size where that is given: use the function.
+  int64_t gradient_accumulation_steps = 1;
   std::optional<int64_t> num_samples = 400000;  // null: all
   std::optional<int64_t> max_tokens;            // stop at whichever of steps and tokens comes first
-  std::optional<int64_t>
-      global_batch_size;  // sequences; use the function global_batch_size(config)
-  double grad_clip = 0;   // 0: off
+  std::optional<int64_t> global_batch_size;     // sequences; use the function of this name
+  double grad_clip = 0;                         // 0: off
   OptimizerKind optimizer = OptimizerKind::adamw;
   Recompute recompute = Recompute::none;
   LrSchedule lr_schedule = LrSchedule::constant;
@@ -124,8 +119,8 @@ struct DatasetKeys {
   std::string split = "train";
   int64_t num_workers = 0;
   int64_t num_proc = 1;
-  std::optional<std::string>
-      tokenizer;  // "bytes", a folder, …; null: the data set's or the model's own
+  // "bytes", a folder, …; null: the data set's or the model's own
+  std::optional<std::string> tokenizer;
   std::string text_column = "text";
   bool shuffle = false;
   std::optional<std::string> validation;  // another data set
@@ -148,8 +143,8 @@ struct Logging {
   std::optional<std::string> run_name;
 };
 
-// Strings in the file, as the reference has them. The process environment wins:
-// resolve_environment.
+// Strings in the file, as the reference has them. The process's own environment wins
+// (resolve_environment).
 struct Environment {
   std::optional<int64_t> OMP_NUM_THREADS;  // null: cores / ranks on this host
   bool TOKENIZERS_PARALLELISM = false;
@@ -177,8 +172,8 @@ struct Config {
 struct Override {
   std::string key;    // "training.learning_rate"
   std::string value;  // "1e-3", "null"
-  std::string spelled =
-      "--" + key;  // what the person typed, for messages (a short flag may stand for it)
+  // What the person typed, for messages (a short flag may stand for it).
+  std::string spelled = "--" + key;
 };
 
 // Which spellings of a key a command takes: --distributed.dp_size, or also --dp as the reference's

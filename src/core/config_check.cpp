@@ -120,8 +120,7 @@ void check_schedule(const Config& config, Reasons& reasons) {
     if (t.warmup_steps + decay > t.total_train_steps) {
       reasons.add(
           "warmup_steps {} and lr_decay_ratio {} ({} steps) together exceed total_train_steps {}; "
-          "use "
-          "lr_decay_ratio {:.3g} or less",
+          "use lr_decay_ratio {:.3g} or less",
           t.warmup_steps, t.lr_decay_ratio, decay, t.total_train_steps,
           std::floor(1000 * static_cast<double>(t.total_train_steps - t.warmup_steps) / total) /
               1000);
@@ -174,8 +173,8 @@ void add_layout_reasons(const Config& config, int64_t heads, int64_t kv_heads, i
   }
   if (d.pp_size * d.pp_chunks > layers) {
     reasons.add(
-        "pp_size {} · pp_chunks {} exceeds num_hidden_layers {}; each chunk of a stage needs a "
-        "layer",
+        "pp_size {} · pp_chunks {} exceeds num_hidden_layers {}; "
+        "each chunk of a stage needs a layer",
         d.pp_size, d.pp_chunks, layers);
   }
 }
@@ -222,8 +221,8 @@ void check_world_size(const Config& config, int64_t started) {
                              : "";
   Reasons reasons(config);
   reasons.add(
-      "{} ranks were started, and dp_size {} · pp_size {} · cp_size {} · tp_size {} is {}; start "
-      "{}{}",
+      "{} ranks were started, and dp_size {} · pp_size {} · cp_size {} · tp_size {} is {}; "
+      "start {}{}",
       started, d.dp_size, d.pp_size, d.cp_size, d.tp_size, asked, asked, dp);
   reasons.throw_if_any();
 }
@@ -239,9 +238,9 @@ std::vector<std::string> warnings(const Config& config) {
   }
   const Training& t = config.training;
   if (t.warmup_steps > t.total_train_steps) {  // a short try of a long run's config
-    sentences.push_back(fmt::format(
-        "warmup_steps {} exceeds total_train_steps {}: the learning rate ends below {}",
-        t.warmup_steps, t.total_train_steps, t.learning_rate));
+    sentences.push_back(
+        fmt::format("warmup_steps {} exceeds total_train_steps {}: the learning rate ends below {}",
+                    t.warmup_steps, t.total_train_steps, t.learning_rate));
   }
   return sentences;
 }

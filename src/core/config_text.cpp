@@ -127,30 +127,25 @@ std::string explain(std::string_view key) {
 }
 
 std::string config_markdown() {
-  std::string text =
-      "# Configuration\n\n"
-      "Printed by `picotron config --markdown` from the table in `src/core/config_table.cpp`; a "
-      "test compares.\n\n"
-      "A run is described by one `config.json`. Every key may be left out; `//` and `/* */` "
-      "comments are accepted. Any\n"
-      "key can be given on the command line: `picotron train --config C --training.learning_rate "
-      "1e-3`, and the short\n"
-      "flag, where there is one, in `picotron create-config` and where `picotron train` is used "
-      "without a file.\n"
-      "A configuration that names neither a `model` nor a `dataset` is laid over "
-      "`configs/stories.json`, so `{}` trains.\n"
-      "In every other one an absent key has the default below, which is the reference's where the "
-      "key is the\n"
-      "reference's, but for what the machine decides (`use_cpu`, `backend`, `dtype`, "
-      "`OMP_NUM_THREADS`), the model's\n"
-      "shape, which is the named model's own, and `dataset.name`.\n\n"
-      "Sizes: the global batch has `micro_batch_size` · `gradient_accumulation_steps` · `dp_size` "
-      "sequences;\n"
-      "`global_batch_size` fixes it and the accumulation follows. `tp_size` divides "
-      "`num_attention_heads`, and divides\n"
-      "`num_key_value_heads` or is a multiple of it. `seq_length` is divisible by 2 · `cp_size` "
-      "where that is above 1,\n"
-      "and by `tp_size` too under `sequence_parallel`.\n";
+  std::string text = R"(# Configuration
+
+Printed by `picotron config --markdown` from the table in `src/core/config_table.cpp`; a test
+compares.
+
+A run is described by one `config.json`. Every key may be left out; `//` and `/* */` comments are
+accepted. Any key can be given on the command line:
+`picotron train --config C --training.learning_rate 1e-3`, and the short flag, where there is one,
+in `picotron create-config` and where `picotron train` is used without a file. A configuration that
+names neither a `model` nor a `dataset` is laid over `configs/stories.json`, so `{}` trains. In
+every other one an absent key has the default below, which is the reference's where the key is the
+reference's, but for what the machine decides (`use_cpu`, `backend`, `dtype`, `OMP_NUM_THREADS`),
+the model's shape, which is the named model's own, and `dataset.name`.
+
+Sizes: the global batch has `micro_batch_size` · `gradient_accumulation_steps` · `dp_size`
+sequences; `global_batch_size` fixes it and the accumulation follows. `tp_size` divides
+`num_attention_heads`, and divides `num_key_value_heads` or is a multiple of it. `seq_length` is
+divisible by 2 · `cp_size` where that is above 1, and by `tp_size` too under `sequence_parallel`.
+)";
   walk(
       [&](std::string_view section) {
         text += fmt::format(

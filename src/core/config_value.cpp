@@ -384,8 +384,8 @@ Value from_text(const Field& field, const std::string& text, const std::string& 
 }
 
 int edit_distance(std::string_view a, std::string_view b) {
-  std::vector<int> row(b.size() +
-                       1);  // row[j]: distance of the prefix of a seen so far and b[0, j)
+  // row[j]: the distance between the prefix of a seen so far and b[0, j)
+  std::vector<int> row(b.size() + 1);
   std::iota(row.begin(), row.end(), 0);
   for (size_t i = 0; i < a.size(); ++i) {
     int diagonal = std::exchange(row[0], static_cast<int>(i) + 1);

@@ -1,7 +1,10 @@
 // Errors. A person reads them, so each is one sentence: the fact and the remedy.
-//   UserError   exit code 2: the command line, the config, or a file they name is wrong. Nothing
-//   was started. RunError    exit code 1: what fails later: a full disk, a lost rank, NaN.
-//   BrokenInvariant  exit code 1: a bug of ours; says where.
+//
+//     UserError        exit code 2   the command line, the config, or a file they name is wrong;
+//                                    nothing was started
+//     RunError         exit code 1   what fails later: a full disk, a lost rank, NaN
+//     BrokenInvariant  exit code 1   a bug of ours; says where
+//
 // They are thrown anywhere and caught once, in main.cpp.
 #pragma once
 #include <fmt/format.h>
@@ -25,8 +28,7 @@ struct BrokenInvariant : std::logic_error {
   using std::logic_error::logic_error;
 };
 
-// throw user_error("tp_size {} does not divide num_attention_heads {}; use {}", 3, 32, "1, 2, 4, 8,
-// 16 or 32");
+//     throw user_error("tp_size {} does not divide {} heads; use {}", 3, 32, "1, 2, 4 or 8");
 template <class... Args>
 [[nodiscard]] UserError user_error(fmt::format_string<Args...> format, Args&&... args) {
   return UserError(fmt::format(format, std::forward<Args>(args)...));

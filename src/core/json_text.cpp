@@ -11,8 +11,8 @@
 namespace picotron::json_text {
 namespace {
 
-constexpr int deepest =
-    64;  // a configuration has 3 levels; a hostile file must not exhaust the stack
+// A configuration has 3 levels; a hostile file must not exhaust the stack.
+constexpr int deepest = 64;
 
 bool is_digit(char c) {
   return c >= '0' && c <= '9';

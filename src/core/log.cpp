@@ -1,3 +1,4 @@
+// One write to the terminal per line, so that ranks which share it do not mix theirs.
 #include "core/log.h"
 
 #include <fmt/format.h>

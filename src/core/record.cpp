@@ -1,3 +1,4 @@
+// The ring buffer behind record.h, under one lock, and the calling thread's pointer to its own.
 #include "core/record.h"
 
 #include <algorithm>

@@ -1,9 +1,9 @@
 // The record: what this rank did, in the order it happened.
 //
 // Every action of the schedule, collective, matrix product and attention call leaves one Entry:
-// what, which group, shape, bytes, begin, end, file:line. Bytes per axis in metrics.jsonl,
-// `picotron explain`, the timeline and the report of a hang all read this one list, so nothing is
-// measured twice and the report cannot disagree with the run.
+// what, which group, shape, bytes, begin, end, file:line. Bytes per axis in metrics.jsonl and the
+// report of a hang read this one list, so nothing is measured twice and no report can disagree with
+// the run.
 //
 //   Recorder        a ring buffer, one per rank; a rank's threads share it
 //   record::Scope   notes begin in its constructor and end in its destructor
@@ -49,8 +49,7 @@ struct Entry {
   uint32_t line = 0;
 };
 
-// One per rank. Thread-safe; the newest `capacity` entries are kept, the counters count all of
-// them.
+// One per rank. Thread-safe; the newest `capacity` entries are kept, the counters count them all.
 class Recorder {
  public:
   explicit Recorder(int global_rank = 0, size_t capacity = 4096);

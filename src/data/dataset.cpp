@@ -1,3 +1,5 @@
+// From a name to a data set: which kind it is, which of its rows are held out for validation, and
+// what a person should be told about it.
 #include "data/dataset.h"
 
 #include <algorithm>

@@ -50,8 +50,8 @@ struct DatasetOptions {
   std::string tokenizer = {};  // "bytes" for .txt, else ""
   int64_t seq_length = 0;
   uint64_t seed = 0;  // of builtin:stories
-  std::optional<int64_t> num_samples =
-      {};                            // at most so many rows, validation's included; none: all
+  // At most so many rows, validation's included; none: all.
+  std::optional<int64_t> num_samples = {};
   bool hold_out = false;             // the run evaluates, so it needs a validation set
   std::string validation = {};       // another data set; "": the last validation_fraction
   double validation_fraction = 0.1;  // of the rows

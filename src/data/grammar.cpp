@@ -1,3 +1,5 @@
+// Three parts: the compiler from a grammar's text to an automaton, the walk that writes stories,
+// and the Markov chain that gives their entropy. grammar.h has the language and the formula.
 #include "data/grammar.h"
 
 #include <fmt/format.h>
@@ -162,8 +164,7 @@ class Compiler {
     return at->second;
   }
 
-  // All classes of a slot have that form in one place, so that an edge need not know which was
-  // drawn.
+  // All classes of a slot have that form in one place: an edge need not know which was drawn.
   int form_named(int slot, const std::string& name, std::string_view line) const {
     int form = -1;
     for (const int word_class : slot_classes_[slot]) {

@@ -1,3 +1,5 @@
+// The rule of loader.h in code: position → row, and this rank's rows and columns of a step. Every
+// token is checked against the vocabulary here, before it becomes an index.
 #include "data/loader.h"
 
 #include "core/error.h"

@@ -1,3 +1,4 @@
+// The grammar compiled once, rows drawn from it on demand, and the prompt's words for a person.
 #include "data/stories.h"
 
 #include <fmt/format.h>

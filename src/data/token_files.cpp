@@ -1,3 +1,5 @@
+// Three parts: a reader of .npy headers that believes nothing, files mapped into memory, and the
+// data set that is several of them end to end.
 #include "data/token_files.h"
 
 #include <fcntl.h>

@@ -1,3 +1,5 @@
+// Bytes and words: encoding, decoding, and what an unknown word is answered with. At the end, UTF-8
+// as Unicode wants broken text shown.
 #include "data/tokenizer.h"
 
 #include <fmt/format.h>
@@ -58,8 +60,8 @@ size_t utf8_length(std::string_view text, size_t& ill_formed) {
   if (first < 0x80) return 1;
   if (first < 0xC2 || first > 0xF4) return 0;
   const size_t length = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
-  // The second byte's range is narrower after four leads: no overlong forms, surrogates, >
-  // U+10FFFF.
+  // The second byte's range is narrower after four leads: no overlong forms, no surrogates, nothing
+  // above U+10FFFF.
   unsigned char low = 0x80, high = 0xBF;
   if (first == 0xE0) low = 0xA0;
   if (first == 0xED) high = 0x9F;

@@ -6,8 +6,7 @@
 //   builtin:stories    one token a word or punctuation mark (data/stories.h)
 //
 // Encoding is strict (an unknown word is a sentence for the user); decoding never fails on ids in
-// [0, vocab_size), for a model under training may say anything.
-// Next: data/dataset.h.
+// [0, vocab_size), for a model under training may say anything. Next: data/dataset.h.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -28,8 +27,7 @@ class Tokenizer {
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
   // UserError for an id outside [0, vocab_size).
   virtual std::string decode(std::span<const int32_t> tokens) const = 0;
-  // The tokens to put before a prompt and the token that ends a text, where the vocabulary has
-  // them.
+  // The token to put before a prompt and the one that ends a text, where the vocabulary has them.
   virtual std::optional<int32_t> bos() const { return std::nullopt; }
   virtual std::optional<int32_t> eos() const { return std::nullopt; }
 };

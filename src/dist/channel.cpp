@@ -1,3 +1,5 @@
+// A channel's thread and its messages. What is delicate here is the end: the destructor must not
+// wait for a peer that is gone, and an error of the backend must become a sentence.
 #include "dist/channel.h"
 
 #include <ATen/ATen.h>

@@ -9,8 +9,7 @@
 //     thread                             └ wait for parts, sum, exchange again ┘
 //
 // When a peer is lost, Gloo says which socket failed and every rank that leaves fails the next. So
-// the text of the backend is never shown: the heartbeat is asked who is to blame
-// (dist/heartbeat.h).
+// the text of the backend is never shown: dist/heartbeat.h is asked who is to blame.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/util/intrusive_ptr.h>

@@ -1,3 +1,5 @@
+// Each collective twice: over Gloo, out of sends, receives and a sum of ours on the channel's
+// thread; over NCCL, by its own operations on their stream. Both leave an entry in the record.
 #include "dist/collectives.h"
 
 #include <ATen/ATen.h>
@@ -104,8 +106,7 @@ void check_summable(const at::Tensor& x) {
         "a collective sums float32, float64 or bfloat16");
 }
 
-// Gloo takes no CUDA tensors: `host` is where it works, a copy in pinned memory where x is not on a
-// CPU.
+// Gloo takes no CUDA tensors: `host` is where it works, in pinned memory where x is not on a CPU.
 struct Staged {
   at::Tensor x, host;
 

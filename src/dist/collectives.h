@@ -50,8 +50,7 @@ int64_t part_begin(int64_t numel, int64_t ranks, int64_t rank);
 // Sums are of float32, float64 and bfloat16 tensors.
 // x: contiguous, same numel on every rank; summed in place.
 Work all_reduce(const at::Tensor& x, const Group& group, At at = At::current());
-// x: contiguous 1-D; on return my part of x holds the sum, the other parts are undefined. Parts as
-// part_begin.
+// x: contiguous 1-D; on return my part of x (part_begin) holds the sum, the others are undefined.
 Work reduce_scatter(const at::Tensor& x, const Group& group, At at = At::current());
 // x: contiguous 1-D; on entry my part (part_begin) is filled, on return all are.
 Work all_gather(const at::Tensor& x, const Group& group, At at = At::current());

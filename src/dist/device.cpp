@@ -1,3 +1,5 @@
+// The CPU as a device, the table of published peaks, and the door to the plug-in: is a driver here,
+// and is libpicotron_cuda.so of this build.
 #include "dist/device.h"
 
 #include <dlfcn.h>

@@ -1,3 +1,5 @@
+// Reading RANK, WORLD_SIZE and their cousins: each is checked, alone and against the others, for a
+// wrong one would otherwise show as ranks that wait for ever.
 #include "dist/environment.h"
 
 #include <fmt/format.h>

@@ -25,8 +25,8 @@ BackendFactory gloo_backend(const std::string& address) {
   return [device](const BackendRequest& request) -> c10::intrusive_ptr<c10d::Backend> {
     auto options = c10d::ProcessGroupGloo::Options::create(request.timeout);
     options->devices = {device};
-    options->threads =
-        1;  // collectives are built from send and receive, which the device's thread moves
+    // Collectives are built from send and receive, which the device's thread moves.
+    options->threads = 1;
     return c10::make_intrusive<c10d::ProcessGroupGloo>(request.store, request.rank, request.size,
                                                        options);
   };

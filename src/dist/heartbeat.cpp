@@ -1,3 +1,5 @@
+// The thread that beats and reads the others' beats, and the verdict: the cause that a rank left
+// behind, else a silent rank, else the one that is behind.
 #include "dist/heartbeat.h"
 
 #include <fmt/format.h>
@@ -16,12 +18,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds kGlance{
-    100};  // between reads while someone asks who is to blame
+// Between reads while someone asks who is to blame.
+constexpr std::chrono::milliseconds kGlance{100};
 // Of a beat that goes on: one second, and some for a busy machine. The question takes two beats.
 constexpr std::chrono::milliseconds kSilent{1800};
-constexpr std::chrono::milliseconds kPatience{
-    1000};  // of the destructor, with a store that does not answer
+// Of the destructor, with a store that does not answer.
+constexpr std::chrono::milliseconds kPatience{1000};
 
 std::string beat_key(int rank) {
   return fmt::format("beat/{}", rank);
@@ -166,9 +168,8 @@ std::string Heartbeat::Shared::verdict() {
   }
   if (now - contact > kSilent) {
     return fmt::format(
-        "the rendezvous store has not answered for {} s: rank 0 or the program that started the "
-        "ranks is "
-        "dead, stopped or cut off",
+        "the rendezvous store has not answered for {} s: "
+        "rank 0 or the program that started the ranks is dead, stopped or cut off",
         seconds(now - contact));
   }
   int silent = -1, done = -1, behind = rank;

@@ -5,6 +5,7 @@
 //     beat/RANK = (count of beats, sequence of its newest record entry, operation, axis)
 //
 // and reads the others'. From what it has read:
+//
 //     a beat that stands still            that rank is dead, stopped, or cut off from the network
 //     all beat, one lowest sequence       that rank is alive and behind: the others wait for it
 //

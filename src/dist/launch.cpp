@@ -1,3 +1,5 @@
+// From the environment to a running rank: how the ranks meet, what each does around its work, and
+// who speaks when several fail at once. Processes are in processes.cpp, threads here.
 #include "dist/launch.h"
 
 #include <ATen/Parallel.h>

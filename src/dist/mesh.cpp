@@ -1,3 +1,5 @@
+// Ranks to coordinates and back, and one group per axis and per product of axes that the program
+// reduces over.
 #include "dist/mesh.h"
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -81,8 +83,7 @@ std::vector<int> members_along(const std::vector<int AxisSizes::*>& axes, const 
   return members;
 }
 
-// A backend reports after two beats of the heartbeat; together they keep the timeout that the user
-// gave.
+// A backend reports after two beats of the heartbeat; together they keep the user's timeout.
 std::chrono::milliseconds operation_timeout(std::chrono::milliseconds timeout) {
   return std::max(timeout / 2, timeout - Heartbeat::kBeatsToDiagnose * Heartbeat::kBeat -
                                    std::chrono::milliseconds(500));
@@ -113,8 +114,8 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
                const std::string& mesh_order) {
   if (sizes.world() != rendezvous.world_size) {
     throw user_error(
-        "the config's dp {} · pp {} · cp {} · tp {} = {} ranks, but {} were started; start {} or "
-        "change the sizes",
+        "the config's dp {} · pp {} · cp {} · tp {} = {} ranks, but {} were started; "
+        "start {} or change the sizes",
         sizes.dp, sizes.pp, sizes.cp, sizes.tp, sizes.world(), rendezvous.world_size,
         sizes.world());
   }

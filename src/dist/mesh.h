@@ -5,9 +5,9 @@
 //     global_rank = ((dp · pp_size + pp) · cp_size + cp) · tp_size + tp
 //
 // A Group is a set of ranks that communicate, seen from one of its members. A group of size 1 has
-// no channel and its collectives are no-ops (dist/collectives.h), so no caller ever asks `if
-// (tp_size == 1)`. Groups are RAII and passed to whoever needs them; there is no global. Read next:
-// dist/channel.h, dist/collectives.h.
+// no channel and its collectives are no-ops (dist/collectives.h), so no caller ever asks whether
+// tp_size is 1. Groups are RAII and passed to whoever needs them; there is no global.
+// Read next: dist/channel.h, dist/collectives.h.
 #pragma once
 #include <c10/util/intrusive_ptr.h>
 #include <torch/csrc/distributed/c10d/Store.hpp>
@@ -45,13 +45,12 @@ struct Group {
 };
 
 struct Mesh {
-  AxisSizes sizes;  // of the mesh
-  AxisSizes my;     // my coordinates (each counts from 0)
+  AxisSizes sizes;              // of the mesh
+  AxisSizes my = {0, 0, 0, 0};  // my coordinates
   int global_rank = 0;
   int world_size = 1;
   Group tp = {}, cp = {}, dp = {}, pp = {};
-  Group dp_cp =
-      {};  // gradients are summed over it, optimizer state is sharded over it; cp innermost
+  Group dp_cp = {};  // gradients are summed, optimizer state is sharded over it; cp innermost
   Group world = {};  // norm, loss, decisions
   bool is_first_stage() const { return my.pp == 0; }
   bool is_last_stage() const { return my.pp == sizes.pp - 1; }

@@ -1,3 +1,5 @@
+// The launcher: spawns the ranks, serves the store, passes signals on, waits, and ends who does not
+// end by itself.
 #include "dist/processes.h"
 
 #include <arpa/inet.h>

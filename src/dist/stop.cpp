@@ -1,3 +1,4 @@
+// Signal handlers: they set flags and write one constant sentence, for more is not allowed there.
 #include "dist/stop.h"
 
 #include <signal.h>

@@ -15,8 +15,8 @@ double bias_correction(double beta, int64_t step) {
   return 1 - std::pow(beta, static_cast<double>(step));
 }
 
-// The definition, over a slice. A scale that is not finite keeps what was there, without asking the
-// device.
+// The definition, over a slice. A scale that is not finite keeps what was there, and nobody waits
+// for the device to know.
 void plain_adamw_(const at::Tensor& master, const at::Tensor& m, const at::Tensor& v,
                   const at::Tensor& gradient, const at::Tensor& scale,
                   const AdamWOptions& options) {

@@ -1,4 +1,5 @@
-// See attention.h.
+// ATen's attention kernels behind one pair of functions: a CPU's here, a GPU's in
+// attention_cuda.cpp.
 #include "kernels/attention.h"
 
 #include <ATen/ATen.h>
@@ -10,8 +11,7 @@
 namespace picotron {
 namespace {
 
-// Two products forward, five backward, of 2·seq·key_seq·head_dim each; half of it under a causal
-// mask.
+// Two products forward, five backward, of 2·seq·key_seq·head_dim each; half under a causal mask.
 record::Entry entry(const char* what, const at::Tensor& q, const at::Tensor& k, bool causal,
                     int products) {
   const double all = 2.0 * products * q.size(0) * q.size(1) * q.size(2) * k.size(2) * q.size(3);

@@ -3,9 +3,9 @@
 // softmax denominator: from it the backward recomputes the probabilities, and ring attention merges
 // partial results (parallel/context_parallel.h).
 //
-//     s = q kᵀ scale      p = exp(s − lse)      out = p v
-//     dv = pᵀ dout        ds = p ∘ (dout vᵀ − rowsum(dout ∘ out))        dq = ds k scale      dk =
-//     dsᵀ q scale
+//     s  = q kᵀ scale       p = exp(s − lse)       out = p v
+//     dv = pᵀ dout          ds = p ∘ (dout vᵀ − rowsum(dout ∘ out))
+//     dq = ds k scale       dk = dsᵀ q scale
 //
 // Grouped-query attention: num_key_value_heads divides num_heads, and query head h reads key/value
 // head h · num_key_value_heads / num_heads; nothing is repeated in memory.
@@ -17,8 +17,8 @@
 namespace picotron {
 
 struct AttentionOutput {
-  at::Tensor
-      out;  // [batch, heads, seq, head_dim], memory laid out as [batch, seq, heads, head_dim]
+  // [batch, heads, seq, head_dim], memory laid out as [batch, seq, heads, head_dim]
+  at::Tensor out;
   at::Tensor lse;  // [batch, heads, seq], natural logarithm, fp32 (fp64 for fp64 inputs)
 };
 struct AttentionGradients {

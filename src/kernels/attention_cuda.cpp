@@ -1,3 +1,4 @@
+// Around ATen's two attention kernels on a GPU: pad, repeat, cut, sum, as attention_cuda.h lists.
 #include "kernels/attention_cuda.h"
 
 #include <ATen/ATen.h>

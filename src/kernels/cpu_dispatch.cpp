@@ -1,4 +1,4 @@
-// See cpu_dispatch.h.
+// Asks the CPU what it has, once, and takes the widest table of kernels that it can run.
 #include "kernels/cpu_dispatch.h"
 
 #include <ATen/core/grad_mode.h>

@@ -1,7 +1,6 @@
 // Cross-entropy over a vocabulary that may be split over ranks, and in chunks of tokens, so that
 // full logits exist nowhere (the split: Shoeybi et al. 2019, "Megatron-LM"; one-pass softmax:
-// Milakov and Gimelshein 2018). For one token, with x the logits of the whole vocabulary and t its
-// target:
+// Milakov and Gimelshein 2018). For one token, x the logits of all the vocabulary, t its target:
 //
 //     loss = lse − x[t],     lse = log Σ exp(x)          dx = softmax(x) − onehot(t)
 //
@@ -22,13 +21,13 @@
 namespace picotron {
 
 // logits: [t, v] contiguous (bf16, fp32, fp64), the columns vocab_begin … vocab_begin + v − 1 of
-// the vocabulary (v ≥ 1); targets: int64 [t], ids of the whole vocabulary. → [t, 3] fp32 (fp64
-// where logits are): (max, Σ exp(x − max), the target's logit or 0 if it is not here).
+// the vocabulary (v ≥ 1); targets: int64 [t], ids of the whole vocabulary.
+// → [t, 3] fp32 (fp64 where logits are): (max, Σ exp(x − max), target's logit or 0 if not here).
 at::Tensor cross_entropy_statistics(const at::Tensor& logits, const at::Tensor& targets,
                                     int64_t vocab_begin, Body body = Body::fused);
 
-// all: [ranks, t, 3], every rank's statistics → [t, 2]: (lse, the target's logit). The loss is
-// their difference.
+// all: [ranks, t, 3], every rank's statistics → [t, 2]: (lse, the target's logit), whose difference
+// is the loss.
 at::Tensor merge_statistics(const at::Tensor& all);
 
 // logits ← (softmax − onehot) · scale, in place; lse: [t], fp32 (fp64 where logits are), a column

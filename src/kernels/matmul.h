@@ -19,15 +19,15 @@ namespace picotron {
 
 using At = std::source_location;
 
-// y = x wᵀ. x [m, k], w [n, k], both of one dtype (bf16, fp32, fp64), rows contiguous; returns [m,
-// n] of that dtype.
+// y = x wᵀ. x [m, k], w [n, k], both of one dtype (bf16, fp32, fp64), rows contiguous;
+// returns [m, n] of that dtype.
 at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& w, At at = At::current());
 
 // dx = dy w. dy [m, n], w [n, k]; returns [m, k].
 at::Tensor linear_input_gradient(const at::Tensor& dy, const at::Tensor& w, At at = At::current());
 
-// dw += dyᵀ x. dy [m, n], x [m, k] of the compute dtype; dw [n, k] contiguous, fp32 (fp64 for fp64
-// inputs).
+// dw += dyᵀ x. dy [m, n], x [m, k] of the compute dtype;
+// dw [n, k] contiguous, fp32 (fp64 for fp64 inputs).
 void linear_weight_gradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x,
                             At at = At::current());
 

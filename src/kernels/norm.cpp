@@ -58,8 +58,8 @@ AddNormOutput fused_rms_norm(const at::Tensor& x, const at::Tensor& delta, const
 }
 
 // The tokens are cut into parts whose number does not depend on the threads; each part sums its
-// tokens' dweight into its own row, and the rows are added in order: the same bits on any number of
-// threads.
+// tokens' dweight into its own row, and the rows are added in order: the same bits on any number
+// of threads.
 template <class S>
 void fused_rms_norm_backward(const cpu::NormBackwardArguments<S>& arguments, int64_t tokens,
                              const at::Tensor& weight_gradient) {

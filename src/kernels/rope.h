@@ -1,9 +1,10 @@
 // Rotary position embedding, RoPE (Su et al. 2021, "RoFormer"). Element i of the first half of a
-// head and element i of the second half are the two coordinates of a point, rotated by position ·
-// inv_freq[i]:
+// head and element i of the second half are the two coordinates of a point, rotated by the angle
+// position · inv_freq[i]:
 //
 //     head:  [ a0 a1 a2 … | b0 b1 b2 … ]          inv_freq[i] = 1 / theta^(2i / head_dim)
-//     a' = a·cos − b·sin      b' = b·cos + a·sin   (the "half rotation" of transformers' Llama)
+//     a' = a·cos − b·sin                          (the "half rotation" of transformers' Llama)
+//     b' = b·cos + a·sin
 //
 // so that the product of a query and a key depends on the distance between them alone. The backward
 // of a rotation is the rotation by the opposite angle. Llama 3 stretches the low frequencies to
@@ -40,9 +41,9 @@ RopeTables rope_tables(int64_t positions, int64_t head_dim, double theta,
                        c10::Device device);
 
 // Rotates x in place: [tokens, heads, head_dim], a view whose last dim is contiguous and whose
-// other strides are free, so q and k, which lie side by side in the fused [tokens, (q +
-// 2·kv)·head_dim] product, are rotated by one call with heads = q + kv. positions: int64 [tokens],
-// each below the tables' length. inverse: rotate by −angle, which is the backward.
+// other strides are free, so q and k, which lie side by side in the fused product
+// [tokens, (q + 2·kv)·head_dim], are rotated by one call with heads = q + kv.
+// positions: int64 [tokens], each below the tables' length. inverse: by −angle, the backward.
 void apply_rope_(const at::Tensor& x, const at::Tensor& positions, const RopeTables& tables,
                  bool inverse, Body body = Body::fused);
 

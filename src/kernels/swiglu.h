@@ -3,8 +3,8 @@
 //     y = silu(gate) · up          silu(g) = g · s(g),   s(g) = 1 / (1 + e^−g)
 //     dup = dy · silu(gate)        dgate = dy · up · s · (1 + g·(1 − s))
 //
-// gate and up come from one matrix product and lie side by side: gate_up = [ gate | up ], [tokens,
-// 2·I]. As everywhere, bf16 is computed in fp32 and rounded once, at the end.
+// gate and up come from one matrix product and lie side by side: gate_up = [ gate | up ] is
+// [tokens, 2·I]. As everywhere, bf16 is computed in fp32 and rounded once, at the end.
 #pragma once
 #include <ATen/core/Tensor.h>
 

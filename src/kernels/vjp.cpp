@@ -1,4 +1,4 @@
-// See vjp.h. The only file that includes LibTorch's autograd.
+// The only file that includes LibTorch's autograd.
 #include "kernels/vjp.h"
 
 #include <ATen/ATen.h>

@@ -1,4 +1,5 @@
-// See initial_values.h.
+// Philox, the normal and uniform draws made of it, and the walk over a shard: each of its elements
+// is drawn by its index in the whole tensor.
 #include "model/initial_values.h"
 
 #include <ATen/ATen.h>
@@ -62,8 +63,9 @@ void fill(const Parameter& parameter, const at::Tensor& flat, const Draw& draw) 
 
 }  // namespace
 
-PhiloxBlock philox(uint64_t key, uint64_t counter) {
-  uint32_t x[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
+PhiloxBlock philox(uint64_t key, uint64_t counter, uint64_t counter_high) {
+  uint32_t x[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
+                   static_cast<uint32_t>(counter_high), static_cast<uint32_t>(counter_high >> 32)};
   uint32_t k[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53} * x[0], p1 = uint64_t{0xCD9E8D57} * x[2];
@@ -92,7 +94,8 @@ void fill_initial_values(const Parameters& parameters, const at::Tensor& flat,
     } else {
       // A bias has its layer's fan-in, which it does not know itself.
       const double bound = 1 / std::sqrt(static_cast<double>(parameter.fan_in));
-      fill(parameter, flat, [&](int64_t i) { return bound * (2 * uniforms(key, static_cast<uint64_t>(i)).a - 1); });
+      fill(parameter, flat,
+           [&](int64_t i) { return bound * (2 * uniforms(key, static_cast<uint64_t>(i)).a - 1); });
     }
   }
 }

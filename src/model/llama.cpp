@@ -1,4 +1,5 @@
-// See llama.h.
+// The parameters, one layer forward and one backward, then the stage made of layers. Read it beside
+// the formulas of llama.h.
 #include "model/llama.h"
 
 #include <ATen/ATen.h>
@@ -10,14 +11,15 @@
 #include "kernels/swiglu.h"
 
 namespace picotron {
+
 Llama::Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options)
     : config_(config) {
   const Group& tp = mesh.tp;
   const Body body = body_ = options.body;
   if (config.num_attention_heads % tp.size() != 0 || config.num_key_value_heads % tp.size() != 0) {
     throw user_error(
-        "tp_size {} does not divide num_attention_heads {} and num_key_value_heads {}; use tp_size "
-        "1",
+        "tp_size {} does not divide num_attention_heads {} and num_key_value_heads {}; "
+        "use tp_size 1",
         tp.size(), config.num_attention_heads, config.num_key_value_heads);
   }
   heads_ = config.num_attention_heads / tp.size();

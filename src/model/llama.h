@@ -2,14 +2,15 @@
 // written out, layer by layer; where a collective stands in either, one reads it in
 // parallel/tensor_parallel.cpp and vocab_parallel.cpp.
 //
-//     ids ─▶ embedding ─▶ x
+//     ids ─▶ embedding ─▶ x                             all-reduce(tp)
 //     layer:   n1  = rms_norm(x)
-//              qkv = n1 · [Wq; Wk; Wv]ᵀ          one product         column-parallel: heads are cut
-//              over tp q, k rotated (RoPE), a = attention(q, k, v)           whole heads, no
-//              communication in tp x   = x + a · Woᵀ row-parallel: all-reduce(tp) n2  = rms_norm(x)
-//              gu  = n2 · [Wgate; Wup]ᵀ          one product         column-parallel
-//              x   = x + (silu(gate) ∘ up) · Wdownᵀ                  row-parallel: all-reduce(tp)
-//     x ─▶ rms_norm ─▶ head and cross-entropy, in chunks of tokens
+//              qkv = n1 · [Wq; Wk; Wv]ᵀ                 column-parallel: heads are cut over tp
+//              a   = attention(rope(q), rope(k), v)     whole heads: no communication in tp
+//              x   = x + a · Woᵀ                        row-parallel: all-reduce(tp)
+//              n2  = rms_norm(x)
+//              gu  = n2 · [Wgate; Wup]ᵀ                 column-parallel
+//              x   = x + (silu(gate) ∘ up) · Wdownᵀ     row-parallel: all-reduce(tp)
+//     x ─▶ rms_norm ─▶ head and cross-entropy           in chunks of tokens
 //
 // The residual stream is carried as x + delta, not yet added: each addition is fused with the norm
 // that follows it. Heads are those of `transformers`' LlamaForCausalLM, whose logits and gradients
@@ -32,8 +33,7 @@ namespace picotron {
 
 // What one layer keeps between forward and backward. [tokens, …], shapes of this rank.
 struct LayerSaved {
-  at::Tensor x, rstd1,
-      n1;  // the layer's input [hidden], its norm's statistics [1], the normed input [hidden]
+  at::Tensor x, rstd1, n1;    // the input [hidden], its norm's statistics [1], normed [hidden]
   at::Tensor qkv;             // rotated [(heads + 2 kv heads) · head_dim]
   AttentionOutput attention;  // out and lse
   at::Tensor mid, rstd2, n2;  // the stream between attention and MLP [hidden], and its norm
@@ -87,8 +87,8 @@ class Llama : public Stage {
   // dx: gradient of the stream after the layer → of the stream before it.
   at::Tensor layer_backward(const Layer& layer, const TokenBatch& batch, const at::Tensor& dx,
                             LayerSaved& saved, Gradients& gradients);
-  // The heads of a fused [tokens, (heads + 2 kv heads) · head_dim] product as [rows, heads,
-  // columns, head_dim] views.
+  // The heads of a fused [tokens, (heads + 2 kv heads) · head_dim] product, as views
+  // [rows, heads, columns, head_dim].
   struct Heads {
     at::Tensor q, k, v;
   };

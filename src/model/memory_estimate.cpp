@@ -1,4 +1,4 @@
-// See memory_estimate.h.
+// The table of memory_estimate.h, multiplied out.
 #include "model/memory_estimate.h"
 
 #include <algorithm>

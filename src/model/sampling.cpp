@@ -1,4 +1,5 @@
-// See sampling.h.
+// Draws one token at a time and runs the whole text so far through the model for each: there is no
+// cache of keys and values, for texts here are short.
 #include "model/sampling.h"
 
 #include <ATen/ATen.h>

@@ -1,5 +1,6 @@
-// Text generation: feed the model its own words. The next token is drawn from softmax(logits / temperature) among the
-// top_k likeliest; temperature 0 takes the likeliest. Draws come from (seed, sequence, position) alone.
+// Text generation: feed the model its own words. The next token is drawn from
+// softmax(logits / temperature) among the top_k likeliest; temperature 0 takes the likeliest. Draws
+// come from (seed, sequence, position) alone.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -18,8 +19,9 @@ struct SamplingOptions {
   std::optional<int64_t> end_token;  // a sequence that has drawn it is finished
 };
 
-// Continues `prompt` (at least one token) `samples` times, side by side. Returns the new tokens of each, without the
-// end token. A sequence also ends when it reaches the model's RoPE tables (Llama::Options::max_positions).
+// Continues `prompt` (at least one token) `samples` times, side by side. Returns the new tokens of
+// each, without the end token. A sequence also ends when it reaches the end of the model's RoPE
+// tables (Llama::Options::max_positions).
 std::vector<std::vector<int64_t>> generate(Llama& model, const std::vector<int64_t>& prompt,
                                            int64_t samples, const SamplingOptions& options);
 

@@ -1,4 +1,4 @@
-// See data_parallel.h.
+// How buckets are cut, counted and reduced; the norm from their sums of squares; the clip factor.
 #include "parallel/data_parallel.h"
 
 #include <ATen/ATen.h>
@@ -20,8 +20,7 @@ Gradients::Gradients(Parameters& parameters, const Group& dp_cp, const Group& wo
   flat_ = at::zeros({parameters.flat_numel()}, parameters.flat().options().dtype(dtype));
   parameters.set_gradients(flat_);
 
-  // Walk from the last Weight to the first, as backward does, and close a bucket whenever it is
-  // large enough.
+  // Walk from the last Weight to the first, as backward does; close a bucket once it is large.
   const auto& weights = parameters.weights();
   bucket_of_.resize(weights.size());
   int64_t end = parameters.flat_numel();
@@ -32,6 +31,8 @@ Gradients::Gradients(Parameters& parameters, const Group& dp_cp, const Group& wo
       end = weights[i].offset;
     }
   }
+  missing_.resize(ranges_.size(), 0);  // before the first step nothing is expected
+  reductions_.resize(ranges_.size());
 }
 
 void Gradients::begin_step(int64_t microbatches) {

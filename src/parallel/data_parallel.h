@@ -19,8 +19,8 @@
 // all-gather of the new values closes the step. An all-reduce is just these two halves, so
 // `zero_stage` 0 moves the same bytes but keeps N copies of the state.
 //
-// Backward may be split: between begin_input_half() and end_input_half() products are queued, and
-// drain() multiplies them later (zero-bubble schedules). Read next: train/optimizer.h.
+// Backward may be split, as zero-bubble schedules want it: after queue_products(true) the products
+// are kept, and whoever calls take_queue() multiplies them later. Read next: train/optimizer.h.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -40,8 +40,8 @@ struct Range {
 
 struct GradientsOptions {
   int zero_stage = 1;
-  int64_t bucket_numel = int64_t{4}
-                         << 20;  // a bucket closes when it holds as many elements: 16 MB of fp32
+  // A bucket closes when it holds as many elements: 16 MB of fp32.
+  int64_t bucket_numel = int64_t{4} << 20;
 };
 
 class Gradients {

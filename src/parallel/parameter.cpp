@@ -1,4 +1,4 @@
-// See parameter.h.
+// Places in the flat buffers are given out in the order of declaration; allocate() makes the views.
 #include "parallel/parameter.h"
 
 #include <ATen/ATen.h>

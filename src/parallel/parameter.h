@@ -1,20 +1,19 @@
 // Parameters: the one type that knows a shard.
 //
 // A Parameter is one tensor of the Hugging Face checkpoint, or the part of it that lives on this
-// rank. Initial values, norm, reductions, checkpoints, `verify` and `plan` all read this list, and
-// nothing else in the program knows how a tensor is cut.
+// rank. Initial values, norm, weight decay and the readers and writers of checkpoints go by this
+// list, and nothing else in the program knows how a tensor is cut.
 //
 // A Weight is what a matrix product uses: one or more Parameters that lie side by side (q, k, v;
 // gate, up), so that one product serves all of them and each Parameter is a view of its rows.
 //
-//     flat buffer   | embed | q k v | o | gate up | down | … | norm | head |      one allocation,
-//     forward order Parameter       view    v v v   v   v    v    v             v     v what a
-//     checkpoint sees Weight          view    [=====] .   [=======] .             .     . what a
-//     product sees
+//     flat buffer   | embed | q k v | o | gate up | down | … | norm | head |   in forward order
+//     Parameter      [=====] [=|=|=] [=] [====|==] [====]     [====] [====]    of a checkpoint
+//     Weight         [=====] [=====] [=] [=======] [====]     [====] [====]    of a product
 //
-// Everything lies in one flat buffer in the order of the forward pass, gradients in a second of the
-// same layout (parallel/data_parallel.h), so that reductions and the optimizer are loops over plain
-// ranges of memory.
+// The flat buffer is one allocation, in the order of the forward pass; gradients are a second of
+// the same layout (parallel/data_parallel.h), so that reductions and the optimizer are loops over
+// plain ranges of memory.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/core/TensorOptions.h>
@@ -26,18 +25,13 @@
 
 namespace picotron {
 
-// Which part of a full tensor is here: [begin, end) along `dim`. The whole tensor: dim 0, [0,
-// size).
+// Which part of a full tensor is here: [begin, end) along `dim`; of a whole one dim 0, [0, size).
 struct Shard {
   int64_t dim = 0, begin = 0, end = 0;
 };
 
-enum class Role : uint8_t {
-  embedding,
-  linear,
-  bias,
-  norm
-};  // decides initial values and weight decay
+// Decides initial values and weight decay.
+enum class Role : uint8_t { embedding, linear, bias, norm };
 
 struct Parameter {
   std::string name;                 // Hugging Face's: "model.layers.0.self_attn.q_proj.weight"
@@ -45,10 +39,9 @@ struct Parameter {
   Shard shard;
   Role role = Role::linear;
   int64_t fan_in = 0;  // inputs of the layer it belongs to, the whole of it: for initial values
-  bool counts_in_norm =
-      true;  // of the ranks that hold the same elements, one counts them in the global norm
-  int64_t offset = 0;   // of its first element in the flat buffers
-  at::Tensor value;     // [local shape], compute dtype, a view of the flat buffer
+  bool counts_in_norm = true;  // of the ranks that hold the same elements, one counts them
+  int64_t offset = 0;          // of its first element in the flat buffers
+  at::Tensor value;            // [local shape], compute dtype, a view of the flat buffer
   at::Tensor gradient;  // [local shape], fp32 (float64: fp64), set by Gradients; before: undefined
   std::vector<int64_t> local_shape() const;
   int64_t numel() const;  // of the local part

@@ -1,4 +1,4 @@
-// See pipeline_parallel.h.
+// The only loop over a schedule's actions.
 #include "parallel/pipeline_parallel.h"
 
 #include <ATen/ATen.h>

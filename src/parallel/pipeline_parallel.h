@@ -35,9 +35,9 @@ struct Stage {
   // x [tokens, hidden]; undefined on the first stage. → y [tokens, hidden]. Fills `saved`.
   virtual at::Tensor forward(int chunk, const TokenBatch& batch, const at::Tensor& x,
                              std::unique_ptr<Saved>& saved) = 0;
-  // dy [tokens, hidden] → dx; on the last stage dy is undefined and the gradient is that of scale ·
-  // loss, whose Σ over the tokens is added to `loss` (0-dim). On the first stage dx is undefined.
-  // Consumes `saved`.
+  // dy [tokens, hidden] → dx; on the last stage dy is undefined and the gradient is that of
+  // scale · loss, whose Σ over the tokens is added to `loss` (0-dim). On the first stage dx is
+  // undefined. Consumes `saved`.
   virtual at::Tensor backward(int chunk, const TokenBatch& batch, const at::Tensor& dy,
                               std::unique_ptr<Saved> saved, double scale, const at::Tensor& loss,
                               Gradients& gradients) = 0;

@@ -1,4 +1,4 @@
-// See pipeline_schedule.h.
+// The lists of actions that pipeline_schedule.h draws.
 #include "parallel/pipeline_schedule.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// See tensor_parallel.h.
+// Where the collectives of linear layers stand: one line forward, one line backward.
 #include "parallel/tensor_parallel.h"
 
 #include <ATen/ATen.h>

@@ -1,9 +1,10 @@
 // Tensor parallel: a linear layer y = x wᵀ cut over the ranks of tp (Shoeybi et al. 2019,
 // "Megatron-LM").
 //
-//   column-parallel   w's rows (outputs) are cut      x ──▶ [ x w₀ᵀ | x w₁ᵀ ]      fwd: identity
-//   bwd: all-reduce dx row-parallel      w's columns (inputs) are cut    [x₀ | x₁] ──▶ x₀w₀ᵀ +
-//   x₁w₁ᵀ   fwd: all-reduce y      bwd: identity
+//     column-parallel   w's rows, the outputs, are cut       x ──▶ [ x w₀ᵀ | x w₁ᵀ ]
+//                       fwd: identity                        bwd: all-reduce dx
+//     row-parallel      w's columns, the inputs, are cut     [ x₀ | x₁ ] ──▶ x₀ w₀ᵀ + x₁ w₁ᵀ
+//                       fwd: all-reduce y                    bwd: identity
 //
 // A column-parallel layer followed by a row-parallel one (q,k,v → o; gate,up → down) needs one
 // collective forward and one backward. The all-reduce of dx is started before the weight gradient
@@ -29,9 +30,8 @@ struct Output {
 };
 
 struct ColumnParallelLinear {
-  Weight* weight =
-      nullptr;  // [Σ out/tp, in]: the outputs side by side, so that one product serves all
-  Weight* bias = nullptr;  // [Σ out/tp], or null
+  Weight* weight = nullptr;  // [Σ out/tp, in]: outputs side by side, so that one product serves all
+  Weight* bias = nullptr;    // [Σ out/tp], or null
   const Group* tp = nullptr;
 
   // Declares `prefix` + name + ".weight" (and ".bias") of every output. `tp` outlives the layer.

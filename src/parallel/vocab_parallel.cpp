@@ -1,4 +1,4 @@
-// See vocab_parallel.h.
+// Look-up and head of a shard of the vocabulary; head and loss go chunk by chunk of tokens.
 #include "parallel/vocab_parallel.h"
 
 #include <ATen/ATen.h>
@@ -12,8 +12,7 @@
 namespace picotron {
 namespace {
 
-// Tokens per chunk: logits of at most 64 MB in bf16, but enough tokens to keep the products
-// efficient.
+// Tokens per chunk: logits of at most 64 MB in bf16, but enough rows for an efficient product.
 int64_t tokens_per_chunk(const at::Tensor& weight) {
   constexpr int64_t kLogits = int64_t{32} << 20;
   return std::clamp<int64_t>(kLogits / weight.size(0) / 64 * 64, 256, 4096);

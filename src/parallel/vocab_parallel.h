@@ -1,10 +1,10 @@
 // Vocabulary parallel: the embedding and the head are cut over tp along the vocabulary.
 //
-//   embedding   a rank looks up the ids it holds, others give zero; the sum over tp is the
-//   embedding head+loss   a rank computes the logits of its columns; three numbers per token (max,
-//   Σ exp, target's logit) go
-//               round, and each rank knows the loss and turns its logits into their gradient where
-//               they lie
+//     embedding   a rank looks up the ids it holds, others give zero; their sum over tp is the
+//                 embedding
+//     head+loss   a rank computes the logits of its columns; three numbers per token (max, Σ exp,
+//                 target's logit) go round, each rank knows the loss and turns its logits into
+//                 their gradient where they lie
 //
 // Logits are the largest tensor of a small model (8,192 tokens × 128k vocabulary × 2 bytes = 2 GB),
 // so head and loss run in chunks of tokens: forward, loss and backward of one chunk, then the next.

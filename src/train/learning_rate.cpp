@@ -1,4 +1,4 @@
-// See learning_rate.h.
+// The three schedules as one factor between min_lr_ratio and 1.
 #include "train/learning_rate.h"
 
 #include <algorithm>

@@ -2,8 +2,8 @@
 //
 //     constant   learning_rate
 //     cosine     down a half cosine to min_lr_ratio · learning_rate at the last step
-//     wsd        warmup, stable, decay: constant, then linear down to min_lr_ratio · learning_rate over the last
-//                lr_decay_ratio of all steps (Hu et al. 2024, "MiniCPM")
+//     wsd        warmup, stable, decay: constant, then linear down to min_lr_ratio · learning_rate
+//                over the last lr_decay_ratio of all steps (Hu et al. 2024, "MiniCPM")
 //
 // The first step is step 1 and already learns: with W warmup steps its rate is learning_rate / W.
 #pragma once

@@ -1,4 +1,4 @@
-// See metrics.h.
+// The step line, metrics.jsonl, the progress bar and the summary, all from the same StepMetrics.
 #include "train/metrics.h"
 
 #include <fmt/format.h>
@@ -18,7 +18,8 @@
 namespace picotron {
 namespace {
 
-// The first steps are slower: libraries generate their kernels and memory is touched for the first time.
+// The first steps are slower: libraries generate their kernels, memory is touched for the first
+// time.
 constexpr size_t kWarmupSteps = 3;
 
 }  // namespace
@@ -108,8 +109,7 @@ void RunLog::write(const StepMetrics& m) {
   const std::optional<int64_t> max_tokens = run_.config.training.max_tokens;
   std::string line = fmt::format(
       "[rank 0] Step: {:<5} | Loss: {:6.4f} | Global batch size: {:>7} | Tokens/s: {:>7} | "
-      "Tokens/s/GPU: {:>7} | "
-      "Tokens: {:>7}{} | MFU: {:5.2f}% | Memory usage: {:6.2f}GB",
+      "Tokens/s/GPU: {:>7} | Tokens: {:>7}{} | MFU: {:5.2f}% | Memory usage: {:6.2f}GB",
       m.step, m.loss, human_format(static_cast<double>(m.tokens_per_step)), human_format(rate),
       human_format(rate / ranks), human_format(static_cast<double>(m.trained_tokens)),
       max_tokens ? "/" + human_format(static_cast<double>(*max_tokens)) : "", 100 * mfu(rate),

@@ -1,9 +1,9 @@
 // What a run says of itself: a line per step, as the reference prints it,
 //
-//     [rank 0] Step: 12    | Loss: 2.8572 | Global batch size: 4.10K | Tokens/s: 51.20K | … | MFU: 61.12% | …
+//     [rank 0] Step: 12    | Loss: 2.8572 | Global batch size: 4.10K | Tokens/s: 51.20K | …
 //
-// the same with full precision as one JSON object per line in <save_dir>/metrics.jsonl, on a terminal a progress bar
-// under the newest line, and a summary at the end.
+// the same with full precision as one JSON object per line in <save_dir>/metrics.jsonl, on a
+// terminal a progress bar under the newest line, and a summary at the end.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -35,8 +35,8 @@ struct StepMetrics {
 // Of every rank, but only rank 0 prints and writes.
 class RunLog {
  public:
-  // Prints what is about to be trained and opens <save_dir>/metrics.jsonl; an older one there is renamed to
-  // metrics.1.jsonl, never overwritten. UserError where the folder cannot be written.
+  // Prints what is about to be trained and opens <save_dir>/metrics.jsonl; an older one there is
+  // renamed to metrics.1.jsonl, never overwritten. UserError where the folder cannot be written.
   RunLog(const Run& run, const Device& device, int64_t last_step);
   ~RunLog();  // leaves the terminal clean
   RunLog(const RunLog&) = delete;
@@ -64,8 +64,8 @@ class RunLog {
   std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
 };
 
-// Renames `path`, if it exists, to the first free of base.1ext, base.2ext, …: nothing is lost. Returns the new name,
-// or "" where nothing was there.
+// Renames `path`, if it exists, to the first free of base.1ext, base.2ext, …: nothing is lost.
+// Returns the new name, or "" where nothing was there.
 std::string set_aside(const std::string& path);
 
 }  // namespace picotron

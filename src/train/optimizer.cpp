@@ -1,4 +1,4 @@
-// See optimizer.h.
+// Cuts what this rank owns into runs of one weight decay, and updates run by run.
 #include "train/optimizer.h"
 
 #include <ATen/ATen.h>

@@ -1,12 +1,14 @@
-// The optimizer's state, sharded as ZeRO-1 says: this rank keeps fp32 master weights and moments for the ranges that
-// Gradients::owned() names, updates those, and the all-gather brings it what the other ranks have updated.
+// The optimizer's state, sharded as ZeRO-1 says: this rank keeps fp32 master weights and moments
+// for the ranges that Gradients::owned() names, updates those, and the all-gather brings it what
+// the other ranks have updated.
 //
 //     flat values (bf16)   | bucket 1          | bucket 0          |
 //     owned by dp rank 1   |         ######    |         ######    |
 //     master, m, v         [ ###### ###### ]     one after the other, fp32
 //
-// In float32 and float64 the values are their own master. Clip factor, update and bf16 copy are one pass over memory
-// (kernels/adamw.h). Weight decay as PyTorch has it (`all`), or on matrices alone (`matrices`: not on norms and biases).
+// In float32 and float64 the values are their own master. Clip factor, update and bf16 copy are one
+// pass over memory (kernels/adamw.h). Weight decay as PyTorch has it (`all`), or on matrices alone
+// (`matrices`: not on norms and biases).
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -21,13 +23,13 @@ namespace picotron {
 
 class ShardedOptimizer {
  public:
-  // `initial`: the values in the dtype of the masters, in the layout of parameters.flat(). `parameters` and `gradients`
-  // outlive this object.
+  // `initial`: the values in the dtype of the masters, in the layout of parameters.flat().
+  // `parameters` and `gradients` outlive this object.
   ShardedOptimizer(Parameters& parameters, const Gradients& gradients, const at::Tensor& initial,
                    const Training& training, Body body);
 
-  // Update number `step`, from 1, of every parameter. clip_factor: 0-dim, of the master's dtype; where it is not finite
-  // nothing changes.
+  // Update number `step`, from 1, of every parameter. clip_factor: 0-dim, of the master's dtype;
+  // where it is not finite nothing changes.
   void step(int64_t step, double learning_rate, const at::Tensor& clip_factor);
 
   int64_t state_bytes() const;

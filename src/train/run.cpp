@@ -1,4 +1,4 @@
-// See run.h.
+// Opens data and architecture, decides the dtype, and refuses what cannot fit this machine.
 #include "train/run.h"
 
 #include <fmt/format.h>
@@ -24,7 +24,7 @@ c10::ScalarType resolve_dtype(const Config& config, bool on_gpu,
       return c10::kFloat;
     case DType::bfloat16:
       if (fast_bfloat16) return c10::kBFloat16;
-      warnings.push_back(
+      warnings.emplace_back(
           "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 would be slower: computing in "
           "float32");
       return c10::kFloat;
@@ -37,8 +37,8 @@ DType dtype_of(c10::ScalarType type) {
   return type == c10::kBFloat16 ? DType::bfloat16 : DType::float32;
 }
 
-// A run that cannot fit is refused before it has made the machine swap or lost a rank to the kernel.
-// Activations are known only about, so they alone must exceed the memory twice.
+// A run that cannot fit is refused before it has made the machine swap or lost a rank to the
+// kernel. Activations are known only about, so they alone must exceed the memory twice.
 void check_memory(const Run& run) {
   const MemoryEstimate need =
       estimate_memory(run_shape(run.config, run.architecture, dtype_of(run.dtype)));
@@ -48,8 +48,7 @@ void check_memory(const Run& run) {
   if (fixed <= memory && need.activations <= 2 * memory) return;
   throw user_error(
       "a rank would need about {:.4g} GB for weights, gradients and optimizer and {:.4g} GB for "
-      "activations, and this "
-      "machine has {:.4g} GB; use a smaller {}",
+      "activations, and this machine has {:.4g} GB; use a smaller {}",
       fixed / 1e9, need.activations / 1e9, memory / 1e9,
       fixed > memory ? "model" : "micro_batch_size or seq_length");
 }
@@ -77,8 +76,8 @@ Run prepare_run(const Config& config, bool on_gpu) {
         run.architecture.vocab_size, *train_data.vocab_size(), data.name, *train_data.vocab_size());
   }
   if (training.seq_length > run.architecture.max_position_embeddings) {
-    run.architecture.max_position_embeddings =
-        training.seq_length;  // from here on it has seen such positions
+    // From here on it has seen such positions.
+    run.architecture.max_position_embeddings = training.seq_length;
   }
   check_layout(config, run.architecture.num_attention_heads, run.architecture.num_key_value_heads,
                run.architecture.num_hidden_layers);

@@ -1,5 +1,5 @@
-// A run, before it starts: everything the configuration names, opened and checked. What a file or a key gets wrong is
-// found here, before any rank is started (exit code 2), and by every rank alike.
+// A run, before it starts: everything the configuration names, opened and checked. What a file or a
+// key gets wrong is found here, before any rank is started (exit code 2), and by every rank alike.
 #pragma once
 #include <c10/core/ScalarType.h>
 
@@ -21,7 +21,8 @@ struct Run {
   std::vector<std::string> warnings;    // sentences for rank 0 to say
 };
 
-// `on_gpu`: whether the ranks compute on one. Says nothing itself, for every rank calls it. Throws UserError.
+// `on_gpu`: whether the ranks compute on one. Says nothing itself, for every rank calls it.
+// Throws UserError.
 Run prepare_run(const Config& config, bool on_gpu);
 
 // Lines that say what is about to be trained: model, data, layout, batch.

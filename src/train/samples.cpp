@@ -1,4 +1,4 @@
-// See samples.h.
+// Tokens before a prompt, tokens after it, and back to text.
 #include "train/samples.h"
 
 #include <fmt/format.h>

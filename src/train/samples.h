@@ -1,4 +1,5 @@
-// What the model writes at the end of a run: three short texts, from the beginning of a text or from a prompt.
+// What the model writes at the end of a run: three short texts, from the beginning of a text or
+// from a prompt.
 #pragma once
 #include <string>
 #include <vector>
@@ -17,7 +18,8 @@ std::vector<std::string> write_texts(Llama& model, const Tokenizer& tokenizer,
                                      const std::string& prompt, int64_t samples,
                                      SamplingOptions options);
 
-// Prints three texts of a model that was trained on words we can spell; nothing where the data are bare tokens.
+// Prints three texts of a model that was trained on words we can spell; nothing where the data are
+// bare tokens.
 void show_samples(Llama& model, const Run& run);
 
 }  // namespace picotron

@@ -1,4 +1,5 @@
-// See train.h.
+// The loop, and what it needs of the rooms below put into its words: sizes, batches, first values,
+// validation, the checkpoint at the end. train() is the screen to read.
 #include "train/train.h"
 
 #include <ATen/ATen.h>
@@ -41,11 +42,12 @@ class Stopwatch {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-// What a step leaves on the device. On a GPU it is read one step late, so that the host never waits.
+// What a step leaves on the device. On a GPU it is read one step late, so that the host never
+// waits.
 struct StepResult {
   int64_t step = 0;  // from 1
-  at::Tensor
-      loss_and_stop;  // [2] fp64, sums over the world: mean loss, and how many ranks were asked to stop
+  // [2] fp64, sums over the world: the mean loss, and how many ranks were asked to stop.
+  at::Tensor loss_and_stop;
   at::Tensor norm;        // 0-dim fp64, before clipping
   record::Bytes bytes{};  // sent, by axis
 };
@@ -86,7 +88,8 @@ std::vector<TokenBatch> next_batches(const BatchLoader& loader, int64_t step, at
   return batches;
 }
 
-// The first values of this rank's part, in full precision, into a buffer of the layout of parameters.flat().
+// The first values of this rank's part, in full precision, into a buffer of the layout of
+// parameters.flat().
 void fill_values(const at::Tensor& flat, const Llama& model, const Run& run) {
   const ModelKeys& keys = run.config.model;
   if (keys.init_from) {
@@ -100,8 +103,8 @@ void fill_values(const at::Tensor& flat, const Llama& model, const Run& run) {
        .seed = static_cast<uint64_t>(run.config.training.seed)});
 }
 
-// Mean loss over the first global batches of the validation set: as many as eval_steps says, or as there are. Every
-// rank evaluates the same number of them.
+// Mean loss over the first global batches of the validation set: as many as eval_steps says, or as
+// there are. Every rank evaluates the same number of them.
 double validate(Llama& model, const Run& run, const Mesh& mesh, at::Device device) {
   const BatchLoader loader = make_loader(run, mesh, *run.datasets.validation, /*shuffle=*/false);
   const int64_t whole_batches = run.datasets.validation->num_rows() / global_batch_size(run.config);
@@ -117,7 +120,8 @@ double validate(Llama& model, const Run& run, const Mesh& mesh, at::Device devic
          static_cast<double>(batches * tokens_per_step(run.config) * mesh.sizes.tp);
 }
 
-// Writes <save_dir>/<step>/model, a Hugging Face folder, and returns its name. Every rank has all values.
+// Writes <save_dir>/<step>/model, a Hugging Face folder, and returns the step's folder. Every rank
+// has all values.
 std::string save_model(Llama& model, const Run& run, const Mesh& mesh, int64_t step) {
   const std::string folder = fmt::format("{}/{}", run.config.checkpoint.save_dir, step);
   if (mesh.global_rank == 0) {
@@ -130,15 +134,18 @@ std::string save_model(Llama& model, const Run& run, const Mesh& mesh, int64_t s
   return folder;
 }
 
-// Waits for the device. Every rank reads the same numbers. RunError where they are not finite: the optimizer has then
-// changed nothing.
+// Waits for the device. Every rank reads the same numbers. RunError where they are not finite: the
+// optimizer has then changed nothing.
 StepMetrics read(const StepResult& result, const Training& training, int64_t tokens_per_step) {
   const double loss = result.loss_and_stop[0].item<double>(), norm = result.norm.item<double>();
   if (!std::isfinite(loss) || !std::isfinite(norm)) {
+    const auto text = [](double value) {
+      return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
+    };
     throw run_error(
-        "step {}: the loss is {} and the gradient norm {}; a lower learning_rate or grad_clip 1.0 "
-        "may help",
-        result.step, loss, norm);
+        "step {}: loss {} and gradient norm {}; a lower training.learning_rate or "
+        "training.grad_clip 1.0 may help",
+        result.step, text(loss), text(norm));
   }
   return {.step = result.step,
           .loss = loss,
@@ -172,7 +179,7 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
               {at::TensorOptions(run.dtype).device(device.torch()), training.seq_length, body});
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
                       {.zero_stage = static_cast<int>(config.distributed.zero_stage)});
-  // The gradient buffer, unused until the first step, has the layout and the precision of the master weights.
+  // The gradient buffer, unused until the first step, has the masters' layout and precision.
   fill_values(gradients.flat(), model, run);
   model.parameters().flat().copy_(gradients.flat());
   ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training, body);
@@ -186,37 +193,6 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
   bool stopping = false;
   Stopwatch watch;  // a step lasts from the reading of the one before to its own reading
   std::deque<StepResult> in_flight;
-<<<<<<< HEAD
-=======
-
-  // Reads what the oldest step in flight has left, and acts on it: every rank sees the same numbers.
-  const auto read_result = [&](const std::optional<double>& validation_loss) {
-    const StepResult result = in_flight.front();
-    in_flight.pop_front();
-    const double loss = result.loss_and_stop[0].item<double>(), norm = result.norm.item<double>();
-    if (!std::isfinite(loss) || !std::isfinite(norm)) {
-      const auto text = [](double value) {
-        return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
-      };
-      throw run_error(
-          "step {}: loss {} and gradient norm {}; a lower training.learning_rate or "
-          "training.grad_clip 1.0 may help",
-          result.step, text(loss), text(norm));
-    }
-    stopping = stopping || result.loss_and_stop[1].item<double>() > 0;
-    log.write({.step = result.step,
-               .loss = loss,
-               .grad_norm = norm,
-               .learning_rate = result.learning_rate,
-               .trained_tokens = result.step * tokens_per_step(config),
-               .tokens_per_step = tokens_per_step(config),
-               .step_seconds = result.seconds,
-               .memory_bytes = device.peak_memory_bytes(),
-               .bytes = result.bytes,
-               .validation_loss = validation_loss});
-  };
-
->>>>>>> badinput
   while (step < last_step(config) && !stopping) {
     const record::Bytes bytes_before = record::bytes_sent();
     if (const auto epoch = batches.epoch_begun(step)) log.say_epoch(*epoch);
@@ -228,7 +204,8 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
     const at::Tensor factor = clip_factor(norm, training.grad_clip, gradients.flat().scalar_type());
     optimizer.step(step, learning_rate(training, step), factor);
 
-    // What one rank knows alone (a signal) becomes everybody's in the loss's own reduction, at the same step.
+    // What one rank knows alone (a signal) becomes everybody's in the loss's own reduction, at the
+    // same step.
     const at::Tensor loss_and_stop =
         at::stack({loss / mesh.sizes.tp, at::full_like(loss, stop_requested() ? 1.0 : 0.0)});
     all_reduce(loss_and_stop, mesh.world).wait();

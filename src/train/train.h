@@ -13,14 +13,16 @@ namespace picotron {
 
 // What a test may look at while a run goes on. Either may be empty.
 struct TrainObserver {
-  // After the reductions of a step, before clipping: gradients are sums over dp×cp (of my parts, under ZeRO-1).
+  // After the reductions of a step, before clipping: gradients are sums over dp×cp (of my parts,
+  // under ZeRO-1).
   std::function<void(int64_t step, const Parameters&, const Gradients&)> after_backward;
   // After the last update.
   std::function<void(const Parameters&)> at_end;
 };
 
-// Trains this rank's part of the run, and returns when the last step, max_tokens or a stop request is reached. Every
-// rank of the world calls it. Throws RunError naming the step where loss or norm are not finite.
+// Trains this rank's part of the run, and returns when the last step, max_tokens or a stop request
+// is reached. Every rank of the world calls it. Throws RunError naming the step where loss or norm
+// are not finite.
 void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
            const TrainObserver& observer = {});
 

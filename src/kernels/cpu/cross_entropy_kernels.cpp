@@ -26,8 +26,7 @@ void cross_entropy_statistics(const CrossEntropyArguments<S>& arguments, int64_t
       const S* block = logits + start;
       const int64_t left = arguments.columns - start;
       const int64_t n = left < kBlock ? left : kBlock;
-      // Lanes beyond the end of a partial vector must not count: they are neither a maximum nor a
-      // term.
+      // Lanes beyond the end of a partial vector are neither a maximum nor a term.
       constexpr int64_t lanes = kLanes<C>;
       const int64_t whole = n - n % lanes;
       V most[2] = {all<V>(maximum), all<V>(maximum)};

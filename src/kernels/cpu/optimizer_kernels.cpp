@@ -1,12 +1,11 @@
-// AdamW, SGD and the sum of squares, fused: the optimizer is pure memory traffic. See
-// kernels/adamw.h.
+// AdamW, SGD and the sum of squares, fused: the optimizer is pure memory traffic. The formulas are
+// in kernels/adamw.h.
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/vec.h"
 
 namespace picotron::cpu::CPU_CAPABILITY {
 
-// Writes the new weights, and their bf16 copy where the model computes with one (never beside
-// fp64).
+// Writes the new weights, and their bf16 copy where the model has one (never beside fp64).
 template <class T, class Part>
 PICOTRON_INLINE void store_weights(const OptimizerArguments<T>& arguments, int64_t i,
                                    const Vector<T>& w, Part part) {

@@ -1,4 +1,4 @@
-// RoPE, fused: each head's two halves are read, turned and written back in place. See
+// RoPE, fused: each head's two halves are read, turned and written back in place. The formula is in
 // kernels/rope.h.
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/vec.h"

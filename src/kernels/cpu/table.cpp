@@ -1,5 +1,5 @@
-// The table of this instruction set's kernels: constants only, so nothing runs before the choice is
-// made.
+// The table of this instruction set's kernels: constants only, so that nothing compiled for it runs
+// before the choice is made.
 #include "kernels/cpu/instruction_set.h"
 
 #define PICOTRON_NAME_OF(x) #x

@@ -90,8 +90,7 @@ PICOTRON_INLINE V widened(const Raw& raw) {
   }
 }
 
-// Reads kLanes<C> values of storage type S and widens them to C; lanes beyond the array's end are
-// 0.
+// Reads kLanes<C> values of storage type S, widened to C; lanes beyond the array's end are 0.
 template <class C, class S, class Part>
 PICOTRON_INLINE Vector<C> load(const S* from, Part part) {
   constexpr int n = kLanes<C>;

@@ -1,0 +1,111 @@
+// Generation: what temperature, top_k, seed and the end token do to a small model of random weights.
+#include "model/sampling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "core/error.h"
+#include "llama_support.h"
+
+namespace picotron {
+namespace {
+
+using Tokens = std::vector<int64_t>;
+
+class SamplingTest : public ::testing::Test {
+ protected:
+  SamplingTest() { fill_random(model.parameters(), 1); }
+
+  // Logits of what follows `tokens`: [vocab].
+  at::Tensor logits_after(const Tokens& tokens) {
+    const auto n = static_cast<int64_t>(tokens.size());
+    return model.next_token_logits(
+        {1, n, at::tensor(tokens, at::kLong), {}, at::arange(n, at::kLong)})[0];
+  }
+
+  const Mesh mesh;
+  Llama model{tiny_llama(), mesh, {at::kDouble, /*max_positions=*/20}};
+  const Tokens prompt = {3, 1, 4};
+};
+
+TEST_F(SamplingTest, TemperatureZeroTakesTheLikeliest) {
+  Tokens expected = prompt;
+  for (int i = 0; i < 10; ++i) expected.push_back(logits_after(expected).argmax().item<int64_t>());
+  expected.erase(expected.begin(), expected.begin() + 3);
+  const auto drawn = generate(model, prompt, 2, {.max_new_tokens = 10, .temperature = 0});
+  EXPECT_EQ(drawn, (std::vector<Tokens>{expected, expected}));
+  EXPECT_EQ(generate(model, prompt, 1, {.max_new_tokens = 10, .temperature = 3, .top_k = 1})[0],
+            expected)
+      << "the one likeliest is the likeliest";
+}
+
+TEST_F(SamplingTest, DrawsFollowTheSoftmaxOfTheLogits) {
+  constexpr int64_t kSamples = 4000;
+  for (const auto& [temperature, top_k] : {std::pair{1.0, 0}, {2.5, 0}, {2.5, 5}, {1.0, 99}}) {
+    const auto drawn = generate(model, prompt, kSamples,
+                                {.max_new_tokens = 1, .temperature = temperature, .top_k = top_k});
+    std::vector<double> counts(13, 0);
+    for (const Tokens& tokens : drawn) counts.at(static_cast<size_t>(tokens.at(0))) += 1;
+    at::Tensor logits = logits_after(prompt) / temperature;
+    if (top_k == 5) {
+      const at::Tensor fifth = std::get<0>(logits.topk(5))[4];
+      logits = logits.masked_fill(logits < fifth, -INFINITY);
+    }
+    const at::Tensor p = logits.softmax(0);
+    for (size_t i = 0; i < counts.size(); ++i) {
+      const double pi = p[static_cast<int64_t>(i)].item<double>();
+      EXPECT_NEAR(counts[i] / kSamples, pi, 5 * std::sqrt(pi * (1 - pi) / kSamples))
+          << "token " << i << ", temperature " << temperature << ", top_k " << top_k;
+    }
+  }
+}
+
+TEST_F(SamplingTest, EveryTokenIsAmongTheLikeliestAtItsPlace) {
+  const Tokens drawn =
+      generate(model, prompt, 1, {.max_new_tokens = 12, .temperature = 5, .top_k = 3})[0];
+  ASSERT_EQ(drawn.size(), 12u);
+  Tokens so_far = prompt;
+  for (const int64_t token : drawn) {
+    const at::Tensor logits = logits_after(so_far);
+    EXPECT_GE(logits[token].item<double>(), std::get<0>(logits.topk(3))[2].item<double>());
+    so_far.push_back(token);
+  }
+}
+
+TEST_F(SamplingTest, ASeedAlwaysGivesTheSameAndAnotherDoesNot) {
+  const SamplingOptions options{.max_new_tokens = 12, .temperature = 3, .seed = 5};
+  const auto first = generate(model, prompt, 3, options);
+  EXPECT_EQ(generate(model, prompt, 3, options), first);
+  EXPECT_EQ(generate(model, prompt, 1, options)[0], first[0]) << "whatever is drawn beside it";
+  SamplingOptions other = options;
+  other.seed = 6;
+  EXPECT_NE(generate(model, prompt, 3, other), first);
+  EXPECT_EQ(std::set<Tokens>(first.begin(), first.end()).size(), 3u) << "samples differ";
+}
+
+TEST_F(SamplingTest, TheEndTokenEndsASampleAndIsNotReturned) {
+  SamplingOptions options{.max_new_tokens = 12, .temperature = 3, .seed = 5};
+  const auto whole = generate(model, prompt, 4, options);
+  options.end_token = whole[0][6];
+  const auto ended = generate(model, prompt, 4, options);
+  for (size_t i = 0; i < whole.size(); ++i) {
+    const auto end = std::ranges::find(whole[i], *options.end_token);
+    EXPECT_EQ(ended[i], Tokens(whole[i].begin(), end)) << "the others go on";
+  }
+  EXPECT_LE(ended[0].size(), 6u);
+}
+
+TEST_F(SamplingTest, EndsWhereThePositionsEndAndStaysBelowTheVocabularyOfTheData) {
+  const auto drawn =
+      generate(model, prompt, 2, {.max_new_tokens = 500, .temperature = 9, .vocab_size = 4});
+  for (const Tokens& tokens : drawn) {
+    EXPECT_EQ(tokens.size(), 17u) << "20 positions, of which the prompt has three";
+    for (const int64_t token : tokens) EXPECT_LT(token, 4);
+  }
+  EXPECT_TRUE(generate(model, prompt, 1, {.max_new_tokens = 0})[0].empty());
+  EXPECT_THROW(generate(model, {}, 1, {}), BrokenInvariant);
+}
+
+}  // namespace
+}  // namespace picotron
