@@ -35,9 +35,9 @@ class Ended:
 
     @property
     def complaint(self):
-        """Stderr without warnings and without the notice that a Ctrl-C was heard."""
-        lines = self.err.splitlines()
-        return [line for line in lines if line and not line.startswith(("warning: ", "stopping after"))]
+        """Stderr without warnings (OpenMP's own among them) and without the notice that a Ctrl-C was heard."""
+        beside = ("warning: ", "libgomp: ", "stopping after")
+        return [line for line in self.err.splitlines() if line and not line.startswith(beside)]
 
 
 class Running:
