@@ -40,7 +40,9 @@ class VocabParallelTest : public ::testing::TestWithParam<int> {
     }
     testing::run_ranks(GetParam(), [&](const Rendezvous& rendezvous) {
       const at::NoGradGuard backward_is_written_out;
-      body(make_mesh({.tp = GetParam()}, rendezvous));
+      const Mesh mesh = make_mesh({.tp = GetParam()}, rendezvous);
+      body(mesh);
+      barrier(mesh.world);  // nobody leaves while another still waits for it
     });
   }
 };
