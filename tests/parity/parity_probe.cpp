@@ -143,7 +143,7 @@ int main(int argc, char** argv) {
     log::error(error.what());
     return 2;
   } catch (const std::exception& error) {
-    log::error(first_line(error.what()));
+    log::error(plain_sentence(error.what()));
     return 1;
   }
 }
