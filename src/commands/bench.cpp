@@ -1,3 +1,7 @@
-#include "core/error.h"
 #include "commands/commands.h"
-namespace picotron { int bench_command(const std::vector<std::string>&) { throw user_error("bench"); } }
+#include "core/error.h"
+namespace picotron {
+int bench_command(const std::vector<std::string>&) {
+  throw user_error("bench");
+}
+}  // namespace picotron

@@ -65,16 +65,12 @@ int generate_command(const std::vector<std::string>& arguments) {
         folder.string());
   }
   const std::shared_ptr<const Tokenizer> tokenizer = make_tokenizer(tokenizer_name);
-  const auto length =
-      static_cast<int64_t>(prompt_tokens(*tokenizer, prompt).size()) + options.max_new_tokens;
-  if (length > config.max_position_embeddings) {
-    log::warn(fmt::format(
-        "the model has learned {} positions and is asked for {}; what comes after may ramble",
-        config.max_position_embeddings, length));
-  }
+  const int64_t longest =
+      options.max_new_tokens + static_cast<int64_t>(prompt_tokens(*tokenizer, prompt).size());
   const at::NoGradGuard no_grad;
   const Mesh alone;
-  Llama model(config, alone, {at::TensorOptions(at::kFloat), length});
+  Llama model(config, alone,
+              {at::TensorOptions(at::kFloat), std::min(longest, config.max_position_embeddings)});
   load_huggingface(folder, config, model.parameters());
   for (const std::string& text : write_texts(model, *tokenizer, prompt, samples, options))
     log::print(text);

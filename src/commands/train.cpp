@@ -1,5 +1,6 @@
-// picotron train: a configuration, or flags, or nothing at all, and a model is trained. Under torchrun, srun or mpirun
-// this process is one rank; without them it starts the ranks itself (dist/launch.h).
+// picotron train: a configuration, or flags, or nothing at all, and a model is trained. Under
+// torchrun, srun or mpirun this process is one rank; without them it starts the ranks itself
+// (dist/launch.h).
 #include "train/train.h"
 
 #include <malloc.h>
@@ -68,8 +69,8 @@ int check_and_launch(const std::vector<std::string>& arguments) {
     Rendezvous meeting = rendezvous;
     if (on_gpu && config.distributed.backend != Backend::gloo)
       meeting.backend = nccl_backends(*device);
-    train(run, meeting, *device);
-    return 0;
+    const bool stopped = train(run, meeting, *device);
+    return stopped ? kStoppedAfterSave : 0;
   });
 }
 

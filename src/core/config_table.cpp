@@ -123,7 +123,7 @@ const Field fields[] = {
    {}, {}, "balance", warned("without pipeline parallelism it has no effect")},
   {AT(distributed, mesh_order), ours,
    "The order of the axes over the ranks, innermost (fastest link) last.",
-   {}, {}, "mesh_order", warned("the order stays dp-pp-cp-tp")},
+   {}, {}, "mesh_order"},
   {AT(distributed, ranks), ours,
    "Each rank a process, or all ranks threads of one process (on a CPU).",
    {}, {}, "ranks"},

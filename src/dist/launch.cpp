@@ -198,7 +198,7 @@ int run_threads(const LaunchOptions& options, const RankMain& rank_main) {
   }
   {
     std::unique_lock lock(mutex);
-    changed.wait(lock, [&] { return running == 0 || (code != 0 && code != 75); });
+    changed.wait(lock, [&] { return running == 0 || (code != 0 && code != kStoppedAfterSave); });
     if (!changed.wait_for(lock, kGrace, [&] { return running == 0; })) {
       // A thread that waits for what will not come cannot be ended but with its process.
       std::fflush(nullptr);
@@ -225,7 +225,7 @@ int run_started_rank(const LaunchEnvironment& environment, const LaunchOptions& 
   const int code =
       run_rank(rendezvous, environment.local_rank, environment.local_size, options, rank_main);
   const bool serves = environment.rank == 0 && !environment.store_is_served;
-  if (serves && code != 0 && code != 75) std::this_thread::sleep_for(kStoreStays);
+  if (serves && code != 0 && code != kStoppedAfterSave) std::this_thread::sleep_for(kStoreStays);
   return code;
 }
 

@@ -178,7 +178,7 @@ class Family {
   void note_end(int rank, int status) {
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
     code_ = worse_exit_code(code_, code);
-    if (code == 0 || code == 75) return;
+    if (code == 0 || code == kStoppedAfterSave) return;
     if (!deadline_) deadline_ = Clock::now() + (code == 2 ? kGraceAfterUserError : kGrace);
     if (WIFSIGNALED(status)) {
       // Now, before the others find that they have lost it, which takes them two beats.
@@ -227,7 +227,7 @@ int run_processes(int world_size, const std::vector<std::string>& argv) {
 }
 
 int worse_exit_code(int a, int b) {
-  for (const int code : {2, 1, 75}) {
+  for (const int code : {2, 1, kStoppedAfterSave}) {
     if (a == code || b == code) return code;
   }
   return std::max(a, b);

@@ -12,6 +12,8 @@ namespace picotron {
 inline constexpr char kStopHeard[] =
     "\nstopping after the running step; Ctrl-C again ends at once\n";
 
+inline constexpr int kStoppedAfterSave = 75;  // exit code: the run can go on (EX_TEMPFAIL)
+
 struct StopOptions {
   pid_t launcher = 0;  // whose SIGINT alone counts; 0: anyone's
   bool speaks = true;  // says on stderr that the request was heard

@@ -33,7 +33,7 @@ std::vector<std::vector<int64_t>> generate(Llama& model, const std::vector<int64
   check(!prompt.empty() && samples > 0, "generation continues a prompt of at least one token");
   const int64_t vocab = options.vocab_size > 0 ? options.vocab_size : model.config().vocab_size;
   const auto start = static_cast<int64_t>(prompt.size());
-  const int64_t end = std::min(start + options.max_new_tokens, model.max_positions());
+  const int64_t end = start + options.max_new_tokens;
   const at::Device device = model.parameters().flat().device();
 
   at::Tensor ids = at::tensor(prompt, at::kLong).repeat({samples, 1});  // [samples, length so far]
@@ -41,8 +41,10 @@ std::vector<std::vector<int64_t>> generate(Llama& model, const std::vector<int64
   std::vector<bool> finished(result.size(), false);
   for (int64_t length = start;
        length < end && !std::all_of(finished.begin(), finished.end(), std::identity()); ++length) {
-    const at::Tensor positions = at::arange(length, at::kLong).repeat({samples});
-    const TokenBatch batch{samples, length, ids.reshape({-1}).to(device), {}, positions.to(device)};
+    const int64_t seen = std::min(length, model.max_positions());
+    const at::Tensor context = ids.narrow(1, length - seen, seen).reshape({-1});
+    const at::Tensor positions = at::arange(seen, at::kLong).repeat({samples});
+    const TokenBatch batch{samples, seen, context.to(device), {}, positions.to(device)};
     const at::Tensor logits =
         model.next_token_logits(batch).narrow(1, 0, vocab).to(at::kCPU, at::kDouble);
     at::Tensor next = at::empty({samples, 1}, at::kLong);

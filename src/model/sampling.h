@@ -20,8 +20,7 @@ struct SamplingOptions {
 };
 
 // Continues `prompt` (at least one token) `samples` times, side by side. Returns the new tokens of
-// each, without the end token. A sequence also ends when it reaches the end of the model's RoPE
-// tables (Llama::Options::max_positions).
+// each, without the end token. The model sees at most the last Llama::max_positions() tokens.
 std::vector<std::vector<int64_t>> generate(Llama& model, const std::vector<int64_t>& prompt,
                                            int64_t samples, const SamplingOptions& options);
 

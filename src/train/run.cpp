@@ -75,8 +75,10 @@ Run prepare_run(const Config& config, bool on_gpu) {
         "model.vocab_size {} or more",
         run.architecture.vocab_size, *train_data.vocab_size(), data.name, *train_data.vocab_size());
   }
-  if (training.seq_length > run.architecture.max_position_embeddings) {
-    // From here on it has seen such positions.
+  // Positions that it will have seen: of a model of our own, no more than its rows have.
+  const bool own =
+      !config.model.name && !config.model.init_from && !config.model.max_position_embeddings;
+  if (own || training.seq_length > run.architecture.max_position_embeddings) {
     run.architecture.max_position_embeddings = training.seq_length;
   }
   check_layout(config, run.architecture.num_attention_heads, run.architecture.num_key_value_heads,

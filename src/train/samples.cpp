@@ -36,7 +36,7 @@ void show_samples(Llama& model, const Run& run) {
   const std::shared_ptr<const Tokenizer> tokenizer = run.datasets.train->tokenizer();
   if (tokenizer == nullptr) return;
   log::print("\nThree texts that the model has just written:");
-  const SamplingOptions options{.max_new_tokens = 120,
+  const SamplingOptions options{.max_new_tokens = 200,
                                 .temperature = 0.8,
                                 .seed = static_cast<uint64_t>(run.config.training.seed)};
   for (const std::string& text : write_texts(model, *tokenizer, "", 3, options)) {

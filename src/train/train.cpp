@@ -167,7 +167,7 @@ int64_t last_step(const Config& config) {
 
 }  // namespace
 
-void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
+bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
            const TrainObserver& observer) {
   const Config& config = run.config;
   const Training& training = config.training;
@@ -231,6 +231,7 @@ void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
   const std::string folder = save_model(model, run, mesh, step);
   log.summary(folder, stopping);
   if (mesh.global_rank == 0) show_samples(model, run);
+  return stopping;
 }
 
 }  // namespace picotron

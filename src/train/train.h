@@ -20,10 +20,10 @@ struct TrainObserver {
   std::function<void(const Parameters&)> at_end;
 };
 
-// Trains this rank's part of the run, and returns when the last step, max_tokens or a stop request
-// is reached. Every rank of the world calls it. Throws RunError naming the step where loss or norm
-// are not finite.
-void train(const Run& run, const Rendezvous& rendezvous, const Device& device,
+// Trains this rank's part of the run until the last step, max_tokens or a stop request, and saves.
+// Returns whether it was stopped on request. Every rank of the world calls it. Throws RunError
+// naming the step where loss or norm are not finite.
+bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
            const TrainObserver& observer = {});
 
 }  // namespace picotron

@@ -1,5 +1,5 @@
-// A run that can be looked into, for tests/parity/*.py: the loop of `picotron train`, started in the
-// same three ways (as one of torchrun's ranks, as processes of its own, as threads), which also
+// A run that can be looked into, for tests/parity/*.py: the loop of `picotron train`, started in
+// the same three ways (as one of torchrun's ranks, as processes of its own, as threads), which also
 // writes what metrics.jsonl cannot hold.
 //
 //   parity_probe train CONFIG OUT STEPS     STEPS: "1,20", or "-" for none

@@ -1,5 +1,6 @@
-// The configuration: what is refused and with which words, what is accepted and where it lands, and that the table, the
-// struct's defaults, the reference's defaults and docs/configuration.md say the same.
+// The configuration: what is refused and with which words, what is accepted and where it lands, and
+// that the table, the struct's defaults, the reference's defaults and docs/configuration.md say the
+// same.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -355,7 +356,7 @@ TEST(ConfigTest, DefaultsAreTheReferences) {
   EXPECT_EQ(Config{}.training.grad_clip, 0);
 }
 
-// Another value than the default, of the field's type, and neither refused nor at odds with the others.
+// Another value than the default, of the field's type, neither refused nor at odds with the others.
 std::string another_value(const FieldInfo& field) {
   static const std::map<std::string, std::string> special = {
       {"mesh_order", "\"pp-dp-cp-tp\""},
@@ -410,7 +411,8 @@ TEST(ConfigTest, EveryKeyArrivesFromFileAndCommandLine) {
           << name << " " << other.key;
     }
 
-    // By the front doors where it is built: a file, a dotted flag, a short flag; and back from what is printed.
+    // By the front doors where it is built: a file, a dotted flag, a short flag; and back from what
+    // is printed.
     if (!field.built) continue;
     const std::string text =
         field.section == "model" ? "{\"model\": {\"" + field.key + "\": " + value + "}}"

@@ -20,7 +20,7 @@ class CreateConfigTest : public testing::Test {
   CreateConfigTest() { fs::create_directories(folder_); }
   ~CreateConfigTest() override { fs::remove_all(folder_); }
 
-  // Runs the command with --out_dir; returns what it printed on stdout, or the UserError's sentence.
+  // Runs the command with --out_dir; returns what it printed on stdout, or the UserError's words.
   std::string run(std::vector<std::string> arguments) {
     arguments.insert(arguments.end(), {"--out_dir", folder_.string()});
     testing::internal::CaptureStdout();

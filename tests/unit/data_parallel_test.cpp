@@ -254,6 +254,7 @@ Trained train(int ranks, int zero_stage, at::ScalarType dtype, OptimizerKind kin
     result.gradients[rank] = gradients.flat().clone();
     result.owned[rank] = gradients.owned();
     result.state_bytes[rank] = optimizer.state_bytes();
+    barrier(mesh.world);  // nobody leaves while another still waits for it
   });
   return result;
 }

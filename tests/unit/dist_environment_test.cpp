@@ -1,4 +1,5 @@
-// What torchrun, srun, mpirun and our launcher tell a rank, and what is said when it makes no sense.
+// What torchrun, srun, mpirun and our launcher tell a rank, and what is said where that makes no
+// sense.
 #include "dist/environment.h"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,6 @@
-// Small Llamas with odd sizes, and the whole model once more in plain ATen operators: the definition
-// that the written forward and backward are held against. Nothing here calls a kernel of ours.
+// Small Llamas with odd sizes, and the whole model once more in plain ATen operators: the
+// definition that the written forward and backward are held against. Nothing here calls a kernel of
+// ours.
 #pragma once
 #include <ATen/ATen.h>
 

@@ -1,10 +1,12 @@
-// The whole Llama, forward and written-out backward, in float64 against the same model in plain ATen
-// operators (llama_support.h), differentiated by vjp: every parameter's gradient, in odd sizes.
+// The whole Llama, forward and written-out backward, in float64 against the same model in plain
+// ATen operators (llama_support.h), differentiated by vjp: every parameter's gradient, in odd sizes.
 #include "model/llama.h"
 
 #include <ATen/core/grad_mode.h>
 
 #include "core/error.h"
+#include "dist/collectives.h"
+#include "dist_ranks.h"
 #include "kernels/vjp.h"
 #include "llama_support.h"
 
@@ -235,6 +237,39 @@ TEST(LlamaTrainingTest, LowerPrecisionsStayNearFloat64) {
     EXPECT_LT(distance(loss, expected), allowed);
     EXPECT_LT(distance(gradients.flat(), exact.gradients.flat()), allowed);
   }
+}
+
+// Inner 7 and vocabulary 13 do not divide by two: the ranks' shards are uneven.
+TEST(LlamaTrainingTest, TwoTensorParallelRanksHaveThePartsOfOnesGradients) {
+  Case c = tied_with_biases();
+  c.config.num_attention_heads = 4, c.config.num_key_value_heads = 2;
+  const std::vector<TokenBatch> batches = three_batches();
+  const Schedule schedule = one_forward_one_backward(0, 1, 3);
+  Trained one(c);
+  const at::Tensor loss = run_schedule(schedule, one.model, batches, kScale, one.gradients);
+  const at::Tensor norm = one.gradients.norm();
+  testing::run_ranks(2, [&](const Rendezvous& rendezvous) {
+    const at::NoGradGuard backward_is_written_out;
+    const Mesh mesh = make_mesh({.tp = 2}, rendezvous);
+    Llama model(c.config, mesh, {at::kDouble, 40, c.body});
+    const auto part_of = [](const at::Tensor& whole, const Shard& shard) {
+      return whole.narrow(shard.dim, shard.begin, shard.end - shard.begin);
+    };
+    const std::vector<Parameter>& whole = one.model.parameters().list();
+    for (size_t i = 0; i < whole.size(); ++i) {
+      Parameter& parameter = model.parameters().list()[i];
+      parameter.value.copy_(part_of(whole[i].value, parameter.shard));
+    }
+    Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world, {});
+    EXPECT_LT(distance(run_schedule(schedule, model, batches, kScale, gradients), loss), kJudge);
+    for (size_t i = 0; i < whole.size(); ++i) {
+      const Parameter& parameter = model.parameters().list()[i];
+      EXPECT_LT(distance(parameter.gradient, part_of(whole[i].gradient, parameter.shard)), kJudge)
+          << parameter.name;
+    }
+    EXPECT_LT(distance(gradients.norm(), norm), kJudge) << "each element counts once";
+    barrier(mesh.world);
+  });
 }
 
 TEST(LlamaTrainingTest, TensorParallelSizesThatDoNotFitAreRefused) {

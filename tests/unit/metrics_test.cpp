@@ -1,5 +1,5 @@
-// What a run says of itself: numbers for people, the step line, metrics.jsonl with every key and all
-// digits, and that the metrics of an earlier run are never written over.
+// What a run says of itself: numbers for people, the step line, metrics.jsonl with every key and
+// all digits, and that the metrics of an earlier run are never written over.
 #include "train/metrics.h"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
-// Generation: what temperature, top_k, seed and the end token do to a small model of random weights.
+// Generation: what temperature, top_k, seed and the end token do to a small model with random
+// weights.
 #include "model/sampling.h"
 
 #include <algorithm>

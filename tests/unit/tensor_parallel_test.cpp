@@ -51,7 +51,9 @@ void run_tp(int ranks, const std::function<void(const Mesh&)>& body) {
   }
   testing::run_ranks(ranks, [&](const Rendezvous& rendezvous) {
     const at::NoGradGuard backward_is_written_out;
-    body(make_mesh({.tp = ranks}, rendezvous));
+    const Mesh mesh = make_mesh({.tp = ranks}, rendezvous);
+    body(mesh);
+    barrier(mesh.world);  // nobody leaves while another still waits for it
   });
 }
 

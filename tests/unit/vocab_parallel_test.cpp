@@ -40,7 +40,9 @@ class VocabParallelTest : public ::testing::TestWithParam<int> {
     }
     testing::run_ranks(GetParam(), [&](const Rendezvous& rendezvous) {
       const at::NoGradGuard backward_is_written_out;
-      body(make_mesh({.tp = GetParam()}, rendezvous));
+      const Mesh mesh = make_mesh({.tp = GetParam()}, rendezvous);
+      body(mesh);
+      barrier(mesh.world);  // nobody leaves while another still waits for it
     });
   }
 };
@@ -129,7 +131,8 @@ TEST_P(VocabParallelTest, HeadAndLossInChunksAreThePlainOnesInOne) {
 }
 
 TEST_P(VocabParallelTest, AConstantAddedToAllLogitsChangesNothing) {
-  // Logits around 1,000: a softmax without the maximum taken off overflows; log(ranks) is not added.
+  // Logits around 1,000: a softmax without the maximum taken off overflows; log(ranks) is not
+  // added.
   const at::Tensor weight = at::cat({random_tensor({kVocab, kHidden - 1}, at::kDouble, 1),
                                      at::full({kVocab, 1}, 1000.0, at::kDouble)},
                                     1);
