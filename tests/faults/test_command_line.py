@@ -226,6 +226,20 @@ def test_one_ctrl_c_ends_after_the_step(long_run, tmp_path, dp, ranks):
     assert (tmp_path / "out" / str(steps[-1]) / "model" / "model.safetensors").exists()
 
 
+def test_a_ctrl_c_reaches_a_rank_that_is_busy(long_run):
+    """The terminal's signal and the launcher's wait together for a rank that does not run; as one signal, they were lost."""
+    running = long_run(3)
+    ranks = running.children()
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    os.killpg(running.process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
+    ended = running.end(10)
+    assert ended.code in (0, 75) and "Stopped on request" in ended.out, ended.err
+
+
 @pytest.mark.parametrize("dp", [1, 3])
 def test_sigterm_ends_after_the_step(long_run, dp):
     running = long_run(dp)
