@@ -213,8 +213,7 @@ int run_started_rank(const LaunchEnvironment& environment, const LaunchOptions& 
                      const RankMain& rank_main) {
   const bool ours = environment.started == Started::by_us;
   if (ours && !end_with_launcher(environment.launcher)) return 1;
-  install_stop_handlers(
-      {.launcher = environment.launcher, .speaks = !ours && environment.rank == 0});
+  install_stop_handlers({.heeds_interrupt = !ours, .speaks = !ours && environment.rank == 0});
   Rendezvous rendezvous;
   rendezvous.global_rank = environment.rank;
   rendezvous.world_size = environment.world_size;

@@ -214,7 +214,7 @@ int run_processes(int world_size, const std::vector<std::string>& argv) {
     const int signal = signals.next();
     if (signal == SIGINT && interrupted) family.kill_now(130);
     if (signal == SIGINT || signal == SIGTERM) {
-      family.send_all(signal);
+      family.send_all(SIGTERM);
       interrupted = interrupted || signal == SIGINT;
       if (!std::exchange(told, true)) {
         fmt::print(stderr, "{}", kStopHeard);

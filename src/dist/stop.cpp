@@ -13,13 +13,12 @@ namespace {
 // are the same for every rank that is a thread of it.
 std::atomic<bool> requested{false};
 std::atomic<bool> interrupted{false};
-std::atomic<pid_t> counted_sender{0};
+std::atomic<bool> heeds_interrupt{true};
 std::atomic<bool> speaking{true};
 
-void on_signal(int signal, siginfo_t* info, void*) {
-  const pid_t launcher = counted_sender;
+void on_signal(int signal) {
   if (signal == SIGINT) {
-    if (launcher != 0 && info->si_pid != launcher) return;
+    if (!heeds_interrupt) return;
     if (interrupted.exchange(true)) _exit(130);
   }
   if (requested.exchange(true) || !speaking) return;
@@ -29,11 +28,11 @@ void on_signal(int signal, siginfo_t* info, void*) {
 }  // namespace
 
 void install_stop_handlers(const StopOptions& options) {
-  counted_sender = options.launcher;
+  heeds_interrupt = options.heeds_interrupt;
   speaking = options.speaks;
   struct sigaction action {};
-  action.sa_sigaction = on_signal;
-  action.sa_flags = SA_SIGINFO | SA_RESTART;
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);

@@ -2,10 +2,10 @@
 // only set a flag, which the training loop reads after each step and reduces with the loss, so that
 // all ranks stop at the same one. A second Ctrl-C ends the process at once (exit code 130).
 //
-// A terminal sends Ctrl-C to a launcher and to all its ranks, `kill -INT` to the launcher alone; so
-// the launcher passes on what it gets, and its ranks count only what comes from it.
+// A terminal sends Ctrl-C to a launcher and to all its ranks, `kill -INT` to the launcher alone. So
+// the launcher passes the request on, and its ranks heed only that. It passes it on as SIGTERM: a
+// SIGINT of its own would be merged with the terminal's that is still pending, and be lost.
 #pragma once
-#include <sys/types.h>
 
 namespace picotron {
 
@@ -15,8 +15,8 @@ inline constexpr char kStopHeard[] =
 inline constexpr int kStoppedAfterSave = 75;  // exit code: the run can go on (EX_TEMPFAIL)
 
 struct StopOptions {
-  pid_t launcher = 0;  // whose SIGINT alone counts; 0: anyone's
-  bool speaks = true;  // says on stderr that the request was heard
+  bool heeds_interrupt = true;  // SIGINT counts; false: a launcher turns it into SIGTERM
+  bool speaks = true;           // says on stderr that the request was heard
 };
 void install_stop_handlers(const StopOptions& options = {});
 bool stop_requested();

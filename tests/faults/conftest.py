@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +45,14 @@ class Running:
     def __init__(self, arguments, cwd, environment=None, limit=None):
         keep = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
         self.began = time.monotonic()
+        self.stderr = tempfile.TemporaryFile("w+")  # a file, to be read while the program runs
         self.process = subprocess.Popen(
             [BINARY, *map(str, arguments)],
             cwd=cwd,
             env=keep | {"OMP_NUM_THREADS": "1"} | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.stderr,
             text=True,
             start_new_session=True,
             preexec_fn=limit,
@@ -59,14 +61,17 @@ class Running:
     def children(self):
         return sorted(pid for pid in process_group(self.process.pid) if pid != self.process.pid)
 
+    def said(self):
+        """What stderr holds so far."""
+        return os.pread(self.stderr.fileno(), 1 << 20, 0).decode()
+
     def end(self, within):
         try:
-            out, err = self.process.communicate(timeout=within)
+            out, _ = self.process.communicate(timeout=within)
         except subprocess.TimeoutExpired:
             self.kill()
-            out, err = self.process.communicate()
-            pytest.fail(f"no end within {within} s; stderr: {err[-2000:]}")
-        ended = Ended(self.process.returncode, out, err, time.monotonic() - self.began)
+            pytest.fail(f"no end within {within} s; stderr: {self.said()[-2000:]}")
+        ended = Ended(self.process.returncode, out, self.said(), time.monotonic() - self.began)
         left = process_group(self.process.pid)
         self.kill()
         assert not left, f"processes left: {left}"

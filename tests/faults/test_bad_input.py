@@ -80,7 +80,7 @@ VALUES = {
         {"distributed": {"dp_size": 3}, "training": {"global_batch_size": 8, "micro_batch_size": 2}},
         ["global_batch_size 8", "micro_batch_size 2 · dp_size 3", "use global_batch_size 6 or 12"],
     ),
-    "warm-up beyond the end": ({"training": {"warmup_steps": 9}}, ["warmup_steps 9", "use at most 2"]),
+    "negative warm-up": ({"training": {"warmup_steps": -1}}, ["warmup_steps", "-1", "whole number"]),
     "empty save_dir": ({"checkpoint": {"save_dir": ""}}, ["save_dir", "not empty"]),
     "save_dir with a zero byte": ({"checkpoint": {"save_dir": "a\0b"}}, ["save_dir", "must be a string"]),
     "tokens of a step": (
