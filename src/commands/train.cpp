@@ -3,8 +3,6 @@
 // (dist/launch.h).
 #include "train/train.h"
 
-#include <malloc.h>
-
 #include <cstdlib>
 
 #include "commands/command_line.h"
@@ -12,19 +10,12 @@
 #include "core/config.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/memory.h"
 #include "dist/device.h"
 #include "dist/launch.h"
 
 namespace picotron {
 namespace {
-
-// The activations of a step are freed and wanted again by the next one: keep them, instead of giving the memory back
-// to the system and having it zeroed page by page.
-void keep_freed_memory() {
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, -1);
-  mallopt(M_TOP_PAD, 64 << 20);
-}
 
 int check_and_launch(const std::vector<std::string>& arguments) {
   std::vector<std::string> rest = arguments;

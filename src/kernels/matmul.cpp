@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <unordered_map>
 
 #include "core/error.h"
 #include "core/record.h"
+#include "kernels/matmul_onednn.h"
 
 namespace picotron {
 namespace {
@@ -30,20 +32,6 @@ const dnnl::engine& cpu_engine() {
   return engine;
 }
 
-// oneDNN is used where its AVX-512 kernels are. Its older ones ("gemm:jit": for other CPUs, and for
-// matrices with gaps between their rows) fail in a process that also holds LibTorch, whose own copy
-// of oneDNN sets *its* kernels up in their place: both name the function of one std::call_once
-// alike.
-bool uses_onednn(const at::Tensor& x) {
-  if (!x.is_cpu()) return false;
-  static const auto isa = static_cast<unsigned>(dnnl_get_effective_cpu_isa());
-  const unsigned needed = x.scalar_type() == at::kFloat ? unsigned{dnnl_cpu_isa_avx512_core}
-                          : x.scalar_type() == at::kBFloat16
-                              ? unsigned{dnnl_cpu_isa_avx512_core_bf16}
-                              : ~0U;
-  return (isa & needed) == needed;
-}
-
 at::Tensor without_gaps(const at::Tensor& x) {
   return x.is_contiguous() || x.t().is_contiguous() ? x : x.contiguous();
 }
@@ -59,31 +47,25 @@ dnnl::memory::desc describe(const at::Tensor& matrix) {
   return {{rows, columns}, type, matrix.is_contiguous() ? Dims{columns, 1} : Dims{1, rows}};
 }
 
-// c = a b, or c += a b. oneDNN keeps a cache of the kernels it has generated.
-void onednn_product(const at::Tensor& c, const at::Tensor& a_view, const at::Tensor& b_view,
-                    bool accumulate) {
-  const at::Tensor a = without_gaps(a_view);
-  const at::Tensor b = without_gaps(b_view);
-  dnnl::primitive_attr attributes;
-  if (accumulate) {
-    dnnl::post_ops post;
-    post.append_sum(1.0F);
-    attributes.set_post_ops(post);
-  }
-  const dnnl::engine& engine = cpu_engine();
+dnnl::matmul::primitive_desc describe_product(const dnnl::memory::desc& a,
+                                              const dnnl::memory::desc& b,
+                                              const dnnl::memory::desc& c,
+                                              const dnnl::primitive_attr& attributes = {}) {
 #if DNNL_VERSION_MAJOR == 2
-  const dnnl::matmul::primitive_desc product({describe(a), describe(b), describe(c)}, attributes,
-                                             engine);
+  return {{a, b, c}, attributes, cpu_engine()};
 #else
-  const dnnl::matmul::primitive_desc product(engine, describe(a), describe(b), describe(c),
-                                             attributes);
+  return {cpu_engine(), a, b, c, attributes};
 #endif
-  dnnl::stream stream(engine);
-  dnnl::matmul(product).execute(
-      stream, {{DNNL_ARG_SRC, dnnl::memory(product.src_desc(), engine, a.data_ptr())},
-               {DNNL_ARG_WEIGHTS, dnnl::memory(product.weights_desc(), engine, b.data_ptr())},
-               {DNNL_ARG_DST, dnnl::memory(product.dst_desc(), engine, c.data_ptr())}});
+}
+
+void execute(const dnnl::primitive& primitive, const std::unordered_map<int, dnnl::memory>& with) {
+  dnnl::stream stream(cpu_engine());
+  primitive.execute(stream, with);
   stream.wait();
+}
+
+dnnl::memory memory_of(const at::Tensor& matrix) {
+  return {describe(matrix), cpu_engine(), matrix.data_ptr()};
 }
 
 // bf16 on a CPU that has no instructions for it: in fp32, which is exact but for the order of sums.
@@ -97,7 +79,7 @@ record::Entry entry(const char* what, int64_t m, int64_t n, int64_t k) {
 }
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
-  if (!uses_onednn(a)) {
+  if (!onednn_computes(a)) {
     if (!must_widen(a)) return at::mm(a, b);
     return at::mm(a.to(at::kFloat), b.to(at::kFloat)).to(a.scalar_type());
   }
@@ -107,6 +89,52 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
 }
 
 }  // namespace
+
+// oneDNN is used where its AVX-512 kernels are. Its older ones ("gemm:jit": for other CPUs, and for
+// matrices with gaps between their rows) fail in a process that also holds LibTorch, whose own copy
+// of oneDNN sets *its* kernels up in their place: both name the function of one std::call_once
+// alike.
+bool onednn_computes(const at::Tensor& x) {
+  if (!x.is_cpu()) return false;
+  static const auto isa = static_cast<unsigned>(dnnl_get_effective_cpu_isa());
+  const unsigned needed = x.scalar_type() == at::kFloat ? unsigned{dnnl_cpu_isa_avx512_core}
+                          : x.scalar_type() == at::kBFloat16
+                              ? unsigned{dnnl_cpu_isa_avx512_core_bf16}
+                              : ~0U;
+  return (isa & needed) == needed;
+}
+
+// oneDNN keeps a cache of the kernels it has generated.
+void onednn_product(const at::Tensor& c, const at::Tensor& a_view, const at::Tensor& b_view,
+                    bool accumulate) {
+  const at::Tensor a = without_gaps(a_view);
+  const at::Tensor b = without_gaps(b_view);
+  dnnl::primitive_attr attributes;
+  if (accumulate) {
+    dnnl::post_ops post;
+    post.append_sum(1.0F);
+    attributes.set_post_ops(post);
+  }
+  execute(dnnl::matmul(describe_product(describe(a), describe(b), describe(c), attributes)),
+          {{DNNL_ARG_SRC, memory_of(a)},
+           {DNNL_ARG_WEIGHTS, memory_of(b)},
+           {DNNL_ARG_DST, memory_of(c)}});
+}
+
+std::function<void()> onednn_packed_product(const at::Tensor& c, const at::Tensor& a,
+                                            const at::Tensor& b) {
+  const dnnl::memory::desc free_layout({b.size(0), b.size(1)}, describe(b).data_type(),
+                                       dnnl::memory::format_tag::any);
+  const auto product = describe_product(describe(a), free_layout, describe(c));
+  const dnnl::memory packed(product.weights_desc(), cpu_engine());
+  const dnnl::memory plain = memory_of(b);
+  execute(dnnl::reorder(plain, packed), {{DNNL_ARG_FROM, plain}, {DNNL_ARG_TO, packed}});
+  return [c, a, packed, primitive = dnnl::matmul(product)] {
+    execute(
+        primitive,
+        {{DNNL_ARG_SRC, memory_of(a)}, {DNNL_ARG_WEIGHTS, packed}, {DNNL_ARG_DST, memory_of(c)}});
+  };
+}
 
 at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& w, At at) {
   check(x.size(1) == w.size(1) && x.scalar_type() == w.scalar_type(),
@@ -128,7 +156,7 @@ void linear_weight_gradient(const at::Tensor& dw, const at::Tensor& dy, const at
             dw.is_contiguous(),
         "weight gradient: dw [n, k], dy [m, n], x [m, k]", at);
   const record::Scope scope(entry("linear_weight_gradient", dy.size(1), x.size(1), dy.size(0)), at);
-  if (uses_onednn(dy)) {
+  if (onednn_computes(dy)) {
     onednn_product(dw, dy.t(), x, true);
   } else if (must_widen(dy)) {
     at::addmm_out(const_cast<at::Tensor&>(dw), dw, dy.t().to(at::kFloat), x.to(at::kFloat));

@@ -1,0 +1,47 @@
+// A child process answers line by line; one that is not there, or has ended, is a missing answer.
+#include "core/child_process.h"
+
+#include <gtest/gtest.h>
+
+#include <iostream>
+
+namespace picotron {
+namespace {
+
+TEST(ChildProcess, AnswersLineByLine) {
+  ChildProcess cat = ChildProcess::start("cat", {});
+  for (const std::string line : {"steps 5", "", "floor"}) {
+    ASSERT_TRUE(cat.write_line(line));
+    EXPECT_EQ(cat.read_line(), line);
+  }
+}
+
+TEST(ChildProcess, RunsAFunctionInACopyOfThisProcess) {
+  const int known_before = 3;
+  ChildProcess child = ChildProcess::fork([&] {
+    for (int number = 0; std::cin >> number;) std::cout << number * known_before << std::endl;
+    return 0;
+  });
+  child.write_line("14");
+  EXPECT_EQ(child.read_line(), "42");
+}
+
+TEST(ChildProcess, TwoLiveSideBySide) {
+  ChildProcess first = ChildProcess::start("cat", {});
+  {
+    ChildProcess second = ChildProcess::start("cat", {});
+    second.write_line("second");
+    EXPECT_EQ(second.read_line(), "second");
+  }  // ends although the first is still open
+  first.write_line("first");
+  EXPECT_EQ(first.read_line(), "first");
+}
+
+TEST(ChildProcess, AMissingProgramIsAMissingAnswer) {
+  ChildProcess none = ChildProcess::start("/nowhere/python", {"x"});
+  EXPECT_EQ(none.read_line(), std::nullopt);
+  EXPECT_FALSE(none.write_line("steps 1"));
+}
+
+}  // namespace
+}  // namespace picotron
