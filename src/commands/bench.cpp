@@ -114,7 +114,7 @@ ChildProcess start_ours(const Case& c, int threads) {
       serve_step_bench(c.step, std::cin, std::cout);
       return 0;
     } catch (const std::exception& error) {
-      log::error(first_line(error.what()));
+      log::error(plain_sentence(error.what()));
       return 1;
     }
   });

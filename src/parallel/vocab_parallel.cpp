@@ -12,10 +12,13 @@
 namespace picotron {
 namespace {
 
-// Tokens per chunk: logits of at most 64 MB in bf16, but enough rows for an efficient product.
-int64_t tokens_per_chunk(const at::Tensor& weight) {
+// Tokens per chunk: logits of at most 64 MB in bf16, but enough rows for an efficient product; all
+// chunks of (nearly) one size, for a small last one would read the whole weight for few rows.
+int64_t tokens_per_chunk(int64_t tokens, const at::Tensor& weight) {
   constexpr int64_t kLogits = int64_t{32} << 20;
-  return std::clamp<int64_t>(kLogits / weight.size(0) / 64 * 64, 256, 4096);
+  const auto most = std::clamp<int64_t>(kLogits / weight.size(0), 256, 4096);
+  const int64_t chunks = (tokens + most - 1) / most;
+  return (tokens + chunks - 1) / chunks;
 }
 
 // Every rank's statistics of these tokens, merged: [tokens, 2], (lse, target's logit).
@@ -69,7 +72,7 @@ at::Tensor VocabParallelHead::logits(const at::Tensor& x) const {
 }
 
 at::Tensor VocabParallelHead::loss(const at::Tensor& x, const at::Tensor& targets) const {
-  const int64_t chunk = tokens_per_chunk(weight->value);
+  const int64_t chunk = tokens_per_chunk(x.size(0), weight->value);
   at::Tensor loss;
   for (int64_t begin = 0; begin < x.size(0); begin += chunk) {
     const int64_t length = std::min(chunk, x.size(0) - begin);
@@ -84,7 +87,7 @@ at::Tensor VocabParallelHead::loss(const at::Tensor& x, const at::Tensor& target
 
 VocabParallelHead::LossAndGradient VocabParallelHead::loss_and_gradient(
     const at::Tensor& x, const at::Tensor& targets, double scale, Gradients& gradients) const {
-  const int64_t chunk = tokens_per_chunk(weight->value);
+  const int64_t chunk = tokens_per_chunk(x.size(0), weight->value);
   LossAndGradient result{.loss = {}, .dx = at::empty_like(x)};
   for (int64_t begin = 0; begin < x.size(0); begin += chunk) {
     const int64_t length = std::min(chunk, x.size(0) - begin);

@@ -101,7 +101,8 @@ TEST_F(SamplingTest, WritesBeyondItsPositionsAndStaysBelowTheVocabularyOfTheData
   const auto drawn =
       generate(model, prompt, 2, {.max_new_tokens = 40, .temperature = 9, .vocab_size = 4});
   for (const Tokens& tokens : drawn) {
-    EXPECT_EQ(tokens.size(), 40u) << "there are 20 positions: it goes on, seeing the last 20 tokens";
+    EXPECT_EQ(tokens.size(), 40u)
+        << "there are 20 positions: it goes on, seeing the last 20 tokens";
     for (const int64_t token : tokens) EXPECT_LT(token, 4);
   }
   EXPECT_TRUE(generate(model, prompt, 1, {.max_new_tokens = 0})[0].empty());
