@@ -57,7 +57,7 @@ def test_malformed_config(fails, tmp_path, text, says):
 # ------------------------------------------------------------------------------------------------- the values of it
 
 VALUES = {
-    "unknown key": ({"training": {"lerning_rate": 1}}, ["training.lerning_rate", "did you mean training.learning_rate"]),
+    "unknown key": ({"training": {"lerning_rate": 1}}, ["training.lerning_rate", "mean training.learning_rate?"]),
     "key of another section": ({"model": {"seq_length": 8}}, ["model.seq_length", "did you mean training.seq_length"]),
     "string for a number": ({"training": {"seed": "7"}}, ["training.seed", '"7"', "must be a whole number"]),
     "number for a string": ({"dataset": {"name": 7}}, ["dataset.name", "must be a string"]),
@@ -105,9 +105,9 @@ VALUES = {
     "no such data": ({"dataset": {"name": "none.txt"}}, ['"none.txt" does not exist', "use builtin:stories"]),
     "data of the hub": ({"dataset": {"name": "a/b"}}, ['"a/b"', "not built yet", "use builtin:stories"]),
     "unknown built-in": ({"dataset": {"name": "builtin:poems"}}, ["builtin:poems", "builtin:stories"]),
-    "vocabulary of the data": ({"model": {"vocab_size": 100}}, ["vocab_size 100", "builtin:stories", "model.vocab_size"]),
+    "vocabulary of the data": ({"model": {"vocab_size": 100}}, ["vocab_size 100", "stories", "set model.vocab_size"]),
     "tokenizer for the stories": ({"dataset": {"tokenizer": "bytes"}}, ["builtin:stories", "remove dataset.tokenizer"]),
-    "validation fraction": ({"dataset": {"validation_fraction": 1.0}}, ["validation_fraction", "number above 0 and below 1"]),
+    "validation fraction": ({"dataset": {"validation_fraction": 1.0}}, ["validation_fraction", "above 0 and below 1"]),
     "threads of an environment": ({"environment": {"OMP_NUM_THREADS": "many"}}, ["OMP_NUM_THREADS", '"many"']),
     "weights that are nowhere": ({"model": {"init_from": "none"}}, ["none", "folder"]),
 }
@@ -159,7 +159,7 @@ DATA = {
     "big-endian": ("x.npy", npy(GOOD.astype(">u2")), ["x.npy", "big-endian", "numpy.save"]),
     "two dimensions": ("x.npy", npy(GOOD.reshape(10, 100)), ["x.npy", "2 dimensions", "1-D"]),
     "a scalar": ("x.npy", npy(np.uint16(7)), ["x.npy", "0 dimensions", "1-D"]),
-    "objects": ("x.npy", lambda path: np.save(path, np.array([None, 1]), allow_pickle=True), ["x.npy", "'|O'", "uint16"]),
+    "objects": ("x.npy", npy(np.array([None, 1])), ["x.npy", "'|O'", "uint16"]),
     "structured": ("x.npy", npy(np.zeros(9, [("a", "u2")])), ["x.npy", "structured"]),
     "truncated": ("x.npy", cut(npy(GOOD), 1128), ["x.npy", "truncated", "1000 tokens", "500"]),
     "truncated header": ("x.npy", cut(npy(GOOD), 60), ["x.npy", "header claims"]),
@@ -286,7 +286,7 @@ MODELS = {
         change_header(lambda h: h[NORM].update(data_offsets=[64, 192])),
         ["model.safetensors", "byte"],
     ),
-    "another shape": (change_header(lambda h: h[NORM].update(shape=[2, 16])), ["model.safetensors", NORM, "[2, 16]", "[32]"]),
+    "another shape": (change_header(lambda h: h[NORM].update(shape=[2, 16])), [NORM, "[2, 16]", "needs [32]"]),
     "shape that overflows": (
         change_header(lambda h: h[NORM].update(shape=[2**32, 2**32])),
         ["model.safetensors", NORM, "does not fill"],
@@ -359,7 +359,7 @@ def test_no_room_for_the_checkpoint(fails, tmp_path, tiny):
 
 def test_no_room_for_an_export_and_a_config(fails, tmp_path, checkpoint):
     fails(["export", "--checkpoint", checkpoint, "--out", "copy"], 1, ["copy"], limit=size_limit(20_000))
-    fails(["create-config", "--out_dir", "experiments"], 1, ["config.json", "disk full"], limit=size_limit(100))
+    fails(["create-config", "--out_dir", "experiments"], 1, ["config.json", "disk full"], limit=size_limit(1000))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
