@@ -151,20 +151,23 @@ at::Tensor linear_input_gradient(const at::Tensor& dy, const at::Tensor& w, At a
 }
 
 void linear_weight_gradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x,
-                            At at) {
+                            bool accumulate, At at) {
   check(dy.size(0) == x.size(0) && dw.size(0) == dy.size(1) && dw.size(1) == x.size(1) &&
             dw.is_contiguous(),
         "weight gradient: dw [n, k], dy [m, n], x [m, k]", at);
   const record::Scope scope(entry("linear_weight_gradient", dy.size(1), x.size(1), dy.size(0)), at);
   if (onednn_computes(dy)) {
-    onednn_product(dw, dy.t(), x, true);
-  } else if (must_widen(dy)) {
-    at::addmm_out(const_cast<at::Tensor&>(dw), dw, dy.t().to(at::kFloat), x.to(at::kFloat));
+    onednn_product(dw, dy.t(), x, accumulate);
+    return;
+  }
+  auto& sum = const_cast<at::Tensor&>(dw);
+  const int beta = accumulate ? 1 : 0;  // 0: what is there is not even read
+  if (must_widen(dy)) {
+    at::addmm_out(sum, dw, dy.t().to(at::kFloat), x.to(at::kFloat), beta);
   } else if (dy.scalar_type() == dw.scalar_type()) {
-    at::addmm_out(const_cast<at::Tensor&>(dw), dw, dy.t(), x);
+    at::addmm_out(sum, dw, dy.t(), x, beta);
   } else {
-    at::addmm_out(const_cast<at::Tensor&>(dw), dw, dy.t(), x,
-                  dw.scalar_type());  // CUDA: bf16 in, fp32 out
+    at::addmm_out(sum, dw, dy.t(), x, dw.scalar_type(), beta);  // CUDA: bf16 in, fp32 out
   }
 }
 

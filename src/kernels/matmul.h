@@ -26,10 +26,10 @@ at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& w, At at = At::
 // dx = dy w. dy [m, n], w [n, k]; returns [m, k].
 at::Tensor linear_input_gradient(const at::Tensor& dy, const at::Tensor& w, At at = At::current());
 
-// dw += dyᵀ x. dy [m, n], x [m, k] of the compute dtype;
-// dw [n, k] contiguous, fp32 (fp64 for fp64 inputs).
+// dw += dyᵀ x, or dw = dyᵀ x whatever was there. dy [m, n], x [m, k] of the compute dtype; dw [n, k]
+// contiguous, fp32 (fp64 for fp64 inputs).
 void linear_weight_gradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x,
-                            At at = At::current());
+                            bool accumulate = true, At at = At::current());
 
 // Operations per second of a large product in this dtype on this machine with the calling thread's
 // number of threads, the best of a few tries (about 0.2 s): the "peak" that MFU is over on a CPU.

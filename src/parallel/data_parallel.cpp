@@ -31,12 +31,13 @@ Gradients::Gradients(Parameters& parameters, const Group& dp_cp, const Group& wo
       end = weights[i].offset;
     }
   }
+  has_sum_.resize(weights.size(), false);
   missing_.resize(ranges_.size(), 0);  // before the first step nothing is expected
   reductions_.resize(ranges_.size());
 }
 
 void Gradients::begin_step(int64_t microbatches) {
-  flat_.zero_();
+  has_sum_.assign(bucket_of_.size(), false);
   missing_.assign(ranges_.size(), 0);
   reductions_.clear();
   reductions_.resize(ranges_.size());
@@ -50,13 +51,26 @@ void Gradients::accumulate(const Weight& weight, const at::Tensor& dy, const at:
     queue_.push_back({&weight, dy, x});
     return;
   }
-  linear_weight_gradient(weight.gradient, dy, x, at);
+  add_product(weight, dy, x, at);
   contributed(weight);
+}
+
+void Gradients::add_product(const Weight& weight, const at::Tensor& dy, const at::Tensor& x,
+                            At at) {
+  linear_weight_gradient(weight.gradient, dy, x, /*accumulate=*/has_sum_[weight.index], at);
+  has_sum_[weight.index] = true;
+}
+
+const at::Tensor& Gradients::sum(const Weight& weight) {
+  if (!has_sum_[weight.index]) weight.gradient.zero_();
+  has_sum_[weight.index] = true;
+  return weight.gradient;
 }
 
 void Gradients::contributed(const Weight& weight) {
   const size_t bucket = bucket_of_[weight.index];
   check(missing_[bucket] > 0, "a gradient contribution more than the schedule announced");
+  check(has_sum_[weight.index], "a contribution goes through sum() or a product");
   if (--missing_[bucket] == 0) reduce(bucket);
 }
 

@@ -51,14 +51,18 @@ class Gradients {
   Gradients(Parameters& parameters, const Group& dp_cp, const Group& world,
             const GradientsOptions& options);
 
-  // Zeroes the buffer and expects `microbatches` contributions for each use of each Weight.
+  // Forgets the sums of the step before and expects `microbatches` contributions for each use of
+  // each Weight. Nothing is zeroed here: a Weight's first contribution writes, the others add.
   void begin_step(int64_t microbatches);
 
   // dw += dyᵀ x, and one contribution. dy [tokens, rows], x [tokens, columns] of the compute dtype.
   void accumulate(const Weight& weight, const at::Tensor& dy, const at::Tensor& x,
                   At at = At::current());
-  // For what is not one product (norms, biases, the embedding, the head's chunks): the caller adds
-  // into weight.gradient by itself, then says so.
+  // For what is not one product: the caller adds into the sum, by itself (norms, biases, the
+  // embedding) or by products (the head's chunks), then says once that it has.
+  const at::Tensor& sum(const Weight& weight);
+  void add_product(const Weight& weight, const at::Tensor& dy, const at::Tensor& x,
+                   At at = At::current());
   void contributed(const Weight& weight);
 
   // While queueing, accumulate() only keeps (weight, dy, x); take_queue() returns what was kept.
@@ -98,6 +102,7 @@ class Gradients {
   std::vector<Range> ranges_;
   std::vector<size_t> bucket_of_;  // by index of the Weight
   std::vector<int64_t> missing_;   // contributions each bucket still waits for
+  std::vector<bool> has_sum_;      // by index of the Weight: written in this step
   std::vector<Work> reductions_;   // under way, by bucket
   bool queueing_ = false;
   std::vector<Product> queue_;

@@ -16,7 +16,7 @@ void add_bias(const at::Tensor& y, const Weight* bias) {
 
 void accumulate_bias(const Weight* bias, const at::Tensor& dy, Gradients& gradients) {
   if (bias == nullptr) return;
-  bias->gradient.add_(dy.sum(0, /*keepdim=*/false, bias->gradient.scalar_type()));
+  gradients.sum(*bias).add_(dy.sum(0, /*keepdim=*/false, bias->gradient.scalar_type()));
   gradients.contributed(*bias);
 }
 
@@ -114,8 +114,8 @@ AddNormOutput Norm::forward(const at::Tensor& x, const at::Tensor& delta) const 
 
 at::Tensor Norm::backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
                           const at::Tensor& residual_gradient, Gradients& gradients) const {
-  at::Tensor dx =
-      rms_norm_backward(dy, x, rstd, weight->value, residual_gradient, weight->gradient, body);
+  at::Tensor dx = rms_norm_backward(dy, x, rstd, weight->value, residual_gradient,
+                                    gradients.sum(*weight), body);
   gradients.contributed(*weight);
   return dx;
 }

@@ -63,7 +63,7 @@ void VocabParallelEmbedding::backward(const at::Tensor& dy, const at::Tensor& id
   const at::Tensor elsewhere = (local < 0).logical_or(local >= weight->value.size(0));
   const at::Tensor rows =
       dy.to(weight->gradient.scalar_type()).masked_fill(elsewhere.unsqueeze(1), 0);
-  weight->gradient.index_add_(0, local.masked_fill(elsewhere, 0), rows);
+  gradients.sum(*weight).index_add_(0, local.masked_fill(elsewhere, 0), rows);
   gradients.contributed(*weight);
 }
 
@@ -101,7 +101,7 @@ VocabParallelHead::LossAndGradient VocabParallelHead::loss_and_gradient(
     cross_entropy_gradient_(logits_chunk, targets_chunk, vocab_begin, statistics.select(1, 0),
                             scale, body);
     result.dx.narrow(0, begin, length).copy_(linear_input_gradient(logits_chunk, weight->value));
-    linear_weight_gradient(weight->gradient, logits_chunk, x_chunk);
+    gradients.add_product(*weight, logits_chunk, x_chunk);
   }
   gradients.contributed(*weight);
   all_reduce(result.dx, *tp).wait();

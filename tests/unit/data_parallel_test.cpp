@@ -53,7 +53,7 @@ void contribute(const Parameters& parameters, Gradients& gradients, uint64_t see
         gradients.accumulate(weight, part({4, weight.value.size(0)}, 0),
                              part({4, weight.value.size(1)}, 5));
       } else {
-        weight.gradient.add_(part(weight.value.sizes(), 0).to(weight.gradient.scalar_type()));
+        gradients.sum(weight).add_(part(weight.value.sizes(), 0).to(weight.gradient.scalar_type()));
         gradients.contributed(weight);
       }
     }
@@ -95,10 +95,17 @@ TEST(DataParallelTest, GradientsAreSumsOfProductsInTheWiderType) {
     gradients.accumulate(weight, dy, x);
     gradients.accumulate(weight, dy, x);
     const at::Tensor once = dy.to(at::kDouble).t().matmul(x.to(at::kDouble));
-    EXPECT_LT(distance(weight.gradient, 2 * once), dtype == at::kDouble ? 1e-14 : 1e-6);
+    const at::Tensor twice = weight.gradient.clone();
+    EXPECT_LT(distance(twice, 2 * once), dtype == at::kDouble ? 1e-14 : 1e-6);
     EXPECT_EQ(e.parameters.weights()[2].gradient.abs().max().item<double>(), 0);
+    const Weight& norm = e.parameters.weights()[1];
+    gradients.sum(norm).fill_(7);
     gradients.begin_step(3);
-    EXPECT_EQ(gradients.flat().abs().max().item<double>(), 0) << "a step starts from zero";
+    gradients.accumulate(weight, dy, x);
+    EXPECT_TRUE(same_bits(2 * weight.gradient, twice)) << "a step's first product writes";
+    EXPECT_EQ(gradients.sum(norm).abs().max().item<double>(), 0) << "and other sums start from 0";
+    gradients.sum(norm).fill_(7);
+    EXPECT_EQ(gradients.sum(norm).min().item<double>(), 7) << "once";
   }
 }
 
@@ -118,9 +125,15 @@ TEST(DataParallelTest, ContributionsAreCounted) {
     }
     // One use of one Weight less than announced.
     gradients.begin_step(1);
-    for (const Weight& weight : e.parameters.weights()) gradients.contributed(weight);
+    const Weight& first = e.parameters.weights()[0];
+    EXPECT_THROW(gradients.contributed(first), BrokenInvariant) << "nothing was written yet";
+    gradients.begin_step(1);
+    for (const Weight& weight : e.parameters.weights()) {
+      gradients.sum(weight);
+      gradients.contributed(weight);
+    }
     EXPECT_THROW(gradients.finish(), BrokenInvariant) << "the first is used twice";
-    gradients.contributed(e.parameters.weights()[0]);
+    gradients.contributed(first);
     gradients.finish();
   }
 }

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -79,6 +80,9 @@ void expect_all_products(const Shape& s, const at::TensorOptions& options,
   const at::Tensor dw = at::zeros({s.n, s.k}, options.dtype(sums));
   for (int i = 0; i < kMicrobatches; ++i) linear_weight_gradient(dw, dy, x);
   expect_product(dw, dy.t(), x, tolerance(sums), kMicrobatches);
+  dw.fill_(std::numeric_limits<double>::quiet_NaN());
+  linear_weight_gradient(dw, dy, x, /*accumulate=*/false);
+  expect_product(dw, dy.t(), x, tolerance(sums));
 }
 
 void expect_all_products_on(c10::Device device, std::vector<at::ScalarType> dtypes) {

@@ -48,7 +48,7 @@ struct NotingStage : Stage {
     calls += "B" + std::to_string(id) + " ";
     scale_seen = scale;
     loss.add_(static_cast<double>(id));
-    weight->gradient.add_(scale * static_cast<double>(id));
+    gradients.sum(*weight).add_(scale * static_cast<double>(id));
     gradients.contributed(*weight);
     return {};
   }
