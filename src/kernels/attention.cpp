@@ -1,11 +1,12 @@
-// ATen's attention kernels behind one pair of functions: a CPU's here, a GPU's in
-// attention_cuda.cpp.
+// The kernels behind one pair of functions: ATen's for a CPU here, for a GPU in attention_cuda.cpp,
+// and our own backward for bf16 on a CPU in attention_cpu.cpp.
 #include "kernels/attention.h"
 
 #include <ATen/ATen.h>
 
 #include "core/error.h"
 #include "core/record.h"
+#include "kernels/attention_cpu.h"
 #include "kernels/attention_cuda.h"
 
 namespace picotron {
@@ -41,6 +42,9 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
                                       std::source_location at) {
   const record::Scope scope(entry("attention_backward", q, k, causal, 5), at);
   if (!q.is_cpu()) return attention_cuda_backward(dout, q, k, v, saved, causal, scale);
+  if (attention_cpu_computes(q)) {
+    return attention_cpu_backward(dout, q, k, v, saved, causal, scale);
+  }
   auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       dout, q, k, v, saved.out, saved.lse, 0.0, causal, {}, scale);
   return {dq, dk, dv};
