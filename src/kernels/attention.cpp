@@ -1,11 +1,12 @@
-// ATen's attention kernels behind one pair of functions: a CPU's here, a GPU's in
-// attention_cuda.cpp.
+// The kernels behind one pair of functions: ATen's for a CPU here, for a GPU in attention_cuda.cpp,
+// and our own backward for bf16 on a CPU in attention_cpu.cpp.
 #include "kernels/attention.h"
 
 #include <ATen/ATen.h>
 
 #include "core/error.h"
 #include "core/record.h"
+#include "kernels/attention_cpu.h"
 #include "kernels/attention_cuda.h"
 
 namespace picotron {
@@ -21,14 +22,13 @@ record::Entry entry(const char* what, const at::Tensor& q, const at::Tensor& k, 
           .flops = causal ? all / 2 : all};
 }
 
-// ATen's bf16 backward sets up a oneDNN product for each tile of each head, which costs more than
-// the tile itself while there are few keys: below this many, fp32 is 2 to 8 times as fast, and at 512
-// keys the two are equal (measured on a CPU with AMX).
-constexpr int64_t kShort = 512;
+// ATen's bf16 backward sets up a oneDNN product for each small tile of each head, which costs more
+// than the tile. Below this many keys its fp32 one is quickest, from there on our own.
+constexpr int64_t kShort = 256;
 
-AttentionGradients cpu_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
-                                const at::Tensor& v, const AttentionOutput& saved, bool causal,
-                                double scale) {
+AttentionGradients aten_cpu_backward(const at::Tensor& dout, const at::Tensor& q,
+                                     const at::Tensor& k, const at::Tensor& v,
+                                     const AttentionOutput& saved, bool causal, double scale) {
   auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       dout, q, k, v, saved.out, saved.lse, 0.0, causal, {}, scale);
   return {dq, dk, dv};
@@ -56,11 +56,14 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
   if (!q.is_cpu()) return attention_cuda_backward(dout, q, k, v, saved, causal, scale);
   if (q.scalar_type() == at::kBFloat16 && k.size(2) < kShort) {
     const auto wide = [](const at::Tensor& x) { return x.to(at::kFloat); };
-    const AttentionGradients d = cpu_backward(wide(dout), wide(q), wide(k), wide(v),
-                                              {wide(saved.out), saved.lse}, causal, scale);
+    const AttentionGradients d = aten_cpu_backward(wide(dout), wide(q), wide(k), wide(v),
+                                                   {wide(saved.out), saved.lse}, causal, scale);
     return {d.dq.to(at::kBFloat16), d.dk.to(at::kBFloat16), d.dv.to(at::kBFloat16)};
   }
-  return cpu_backward(dout, q, k, v, saved, causal, scale);
+  if (attention_cpu_computes(q)) {
+    return attention_cpu_backward(dout, q, k, v, saved, causal, scale);
+  }
+  return aten_cpu_backward(dout, q, k, v, saved, causal, scale);
 }
 
 }  // namespace picotron

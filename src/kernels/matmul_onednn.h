@@ -1,4 +1,5 @@
-// oneDNN's product as matmul.cpp and matmul_floor.cpp use it. Internal to kernels/matmul*.
+// oneDNN's product for other files of kernels/: matmul_floor.cpp, and attention_cpu.cpp, whose products
+// are part of one entry in the record. Everybody else uses matmul.h.
 #pragma once
 #include <ATen/core/Tensor.h>
 

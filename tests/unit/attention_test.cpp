@@ -45,7 +45,10 @@ const Case kCases[] = {
     {.batch = 1, .heads = 3, .key_value_heads = 1, .seq = 1, .key_seq = 1, .head_dim = 7},
     {.batch = 3, .heads = 6, .key_value_heads = 3, .seq = 33, .key_seq = 33, .head_dim = 18},
     {.batch = 1, .heads = 2, .key_value_heads = 2, .seq = 129, .key_seq = 129, .head_dim = 64},
-    {.batch = 1, .heads = 9, .key_value_heads = 3, .seq = 70, .key_seq = 70, .head_dim = 24}};
+    {.batch = 1, .heads = 9, .key_value_heads = 3, .seq = 70, .key_seq = 70, .head_dim = 24},
+    // Several blocks of queries and of keys, the last ones short (attention_cpu.h).
+    {.batch = 1, .heads = 3, .key_value_heads = 1, .seq = 700, .key_seq = 700},
+    {.batch = 1, .heads = 2, .key_value_heads = 2, .seq = 300, .key_seq = 1100, .causal = false}};
 
 std::string name_of(const Case& c) {
   return fmt::format("b{} h{} kv{} s{} k{} d{} causal {}", c.batch, c.heads, c.key_value_heads,

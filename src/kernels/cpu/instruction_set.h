@@ -23,6 +23,7 @@ template <class S>
 void cross_entropy_gradient(const CrossEntropyArguments<S>& arguments, int64_t begin, int64_t end);
 template <class S>
 double sum_of_squares(const S* x, int64_t begin, int64_t end);
+void attention_gradient(const AttentionBlock& block);
 template <class T>
 void adamw(const OptimizerArguments<T>& arguments, int64_t begin, int64_t end);
 template <class T>

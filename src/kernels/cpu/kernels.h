@@ -64,6 +64,19 @@ struct CrossEntropyArguments {
   double scale;
 };
 
+// A block of scores: rows of `queries` neighbouring queries, once for each of several heads.
+struct AttentionBlock {
+  const float* scores;  // q kᵀ [rows, keys]
+  const float* dp;      // dout vᵀ [rows, keys]
+  const float* lse;     // [rows]
+  const float* delta;   // rowsum(dout ∘ out) [rows]
+  bf16* p;              // written: [rows, keys]
+  bf16* ds;
+  int64_t rows, keys, queries;
+  int64_t first_seen;  // keys of the block that a head's first query sees; its next sees one more
+  float scale;
+};
+
 template <class T>
 struct OptimizerArguments {
   T* master;
@@ -99,6 +112,7 @@ struct OptimizerKernels {
 
 struct Kernels {
   const char* instruction_set;
+  void (*attention_gradient)(const AttentionBlock& block);
   TypedKernels<bf16> of_bf16;
   TypedKernels<float> of_float;
   TypedKernels<double> of_double;

@@ -21,6 +21,7 @@ constexpr TypedKernels<S> kTyped = {
 
 constinit const Kernels kernels = {
     .instruction_set = PICOTRON_NAME(CPU_CAPABILITY),
+    .attention_gradient = attention_gradient,
     .of_bf16 = kTyped<bf16>,
     .of_float = kTyped<float>,
     .of_double = kTyped<double>,
