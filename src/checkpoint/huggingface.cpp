@@ -13,6 +13,7 @@
 #include <iterator>
 
 #include "checkpoint/safetensors.h"
+#include "checkpoint/whole_tensors.h"
 #include "core/error.h"
 
 namespace picotron {
@@ -335,10 +336,15 @@ void load_huggingface(const fs::path& folder, const LlamaConfig& config,
 }
 
 void save_huggingface(const fs::path& folder, const LlamaConfig& config,
-                      const Parameters& parameters, const at::Tensor& flat,
+                      const Parameters& parameters, const at::Tensor& flat, const Mesh& mesh,
                       const SaveOptions& options) {
   check(flat.numel() == parameters.flat_numel(), "the buffer has the layout of the values");
-  const auto expected = huggingface_tensors(config);
+  const auto shapes = huggingface_tensors(config);
+  WholeTensors tensors(shapes, parameters, flat, mesh);
+  if (mesh.global_rank != 0) {
+    tensors.serve();
+    return;
+  }
   const DType dtype = options.dtype.value_or(dtype_of(flat.scalar_type()));
   const StoredType type = stored_type(dtype);
   Contents contents{.config = to_huggingface(config, dtype),
@@ -346,28 +352,20 @@ void save_huggingface(const fs::path& folder, const LlamaConfig& config,
                     .source = {},
                     .file_bytes = options.file_bytes};
   if (!options.tokenizer.empty()) contents.config[kTokenizerKey] = options.tokenizer;
-  std::map<std::string, const Parameter*> by_name;
-  for (const Parameter& parameter : parameters.list()) {
-    check(parameter.local_shape() == parameter.full_shape,
-          fmt::format("parameter {} is whole on this rank", parameter.name));
-    if (!expected.contains(parameter.name)) continue;  // the second name of a tied matrix
-    contents.tensors.push_back({parameter.name, type, parameter.full_shape});
-    by_name[parameter.name] = &parameter;
-  }
-  check(by_name.size() == expected.size(), "the parameters are the architecture's, all of them");
+  for (const auto& [name, shape] : shapes) contents.tensors.push_back({name, type, shape});
   Converter converter;
   contents.source = [&](const TensorHeader& tensor) {
-    const Parameter& parameter = *by_name.at(tensor.name);
-    return converter.bytes_of(flat.narrow(0, parameter.offset, parameter.numel()), tensor.type);
+    return converter.bytes_of(tensors.whole(tensor.name), tensor.type);
   };
   NewFolder out(folder);
   write_contents(out.path(), contents);
   out.commit();
+  tensors.finish();
 }
 
 void save_huggingface(const fs::path& folder, const LlamaConfig& config,
                       const Parameters& parameters, const SaveOptions& options) {
-  save_huggingface(folder, config, parameters, parameters.flat(), options);
+  save_huggingface(folder, config, parameters, parameters.flat(), Mesh{}, options);
 }
 
 int64_t copy_huggingface(const fs::path& from, const fs::path& to, std::optional<DType> dtype) {

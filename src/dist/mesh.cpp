@@ -110,8 +110,7 @@ std::string place_of(int global_rank, const AxisSizes& sizes, const std::string&
   return place;
 }
 
-Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
-               const std::string& mesh_order) {
+Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshOptions& options) {
   if (sizes.world() != rendezvous.world_size) {
     throw user_error(
         "the config's dp {} · pp {} · cp {} · tp {} = {} ranks, but {} were started; "
@@ -119,7 +118,7 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
         sizes.dp, sizes.pp, sizes.cp, sizes.tp, sizes.world(), rendezvous.world_size,
         sizes.world());
   }
-  const Order order = parse_order(mesh_order);
+  const Order order = parse_order(options.order);
   const int me = rendezvous.global_rank;
   Mesh mesh{.sizes = sizes,
             .my = coordinates_in(me, sizes, order),
@@ -128,7 +127,8 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
 
   const std::shared_ptr<Heartbeat> heartbeat = rendezvous.heartbeat;
   if (heartbeat != nullptr) {
-    heartbeat->set_places([=](int rank) { return place_of(rank, sizes, mesh_order); });
+    heartbeat->set_places(
+        [sizes, order = options.order](int rank) { return place_of(rank, sizes, order); });
   }
   const auto diagnose = [heartbeat]() -> std::string {
     return heartbeat != nullptr ? heartbeat->diagnose() : "the connection to another rank failed";
@@ -137,17 +137,16 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
                                  : rendezvous.backend       ? rendezvous.backend
                                                             : gloo_backend(rendezvous.address);
 
-  const auto make_group = [&](record::Axis axis, const std::vector<int AxisSizes::*>& axes) {
-    Group group{.axis = axis, .global_ranks = members_along(axes, mesh.my, sizes, order)};
+  // No two groups of one `name` have their first member in common, so that it tells them apart.
+  const auto meet = [&](record::Axis axis, const char* name, std::vector<int> members) {
+    Group group{.axis = axis, .global_ranks = std::move(members)};
     const auto mine = std::find(group.global_ranks.begin(), group.global_ranks.end(), me);
     group.rank = static_cast<int>(mine - group.global_ranks.begin());
     if (group.size() == 1) return group;
-    // Groups of one axis have no rank in common, so the first member tells them apart.
-    const std::string name =
-        fmt::format("group/{}/{}", record::name_of(axis), group.global_ranks.front());
+    const std::string place = fmt::format("group/{}/{}", name, group.global_ranks.front());
     try {
       group.channel = std::make_shared<Channel>(
-          backend({.store = c10::make_intrusive<c10d::PrefixStore>(name, rendezvous.store),
+          backend({.store = c10::make_intrusive<c10d::PrefixStore>(place, rendezvous.store),
                    .rank = group.rank,
                    .size = group.size(),
                    .timeout = operation_timeout(rendezvous.timeout)}),
@@ -158,13 +157,24 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
     }
     return group;
   };
+  const auto along = [&](record::Axis axis, const std::vector<int AxisSizes::*>& axes) {
+    return meet(axis, record::name_of(axis), members_along(axes, mesh.my, sizes, order));
+  };
   // In `order`, so that a rank in the world's group is its global rank.
-  mesh.world = make_group(record::Axis::world, {order.begin(), order.end()});
-  mesh.tp = make_group(record::Axis::tp, {&AxisSizes::tp});
-  mesh.cp = make_group(record::Axis::cp, {&AxisSizes::cp});
-  mesh.dp = make_group(record::Axis::dp, {&AxisSizes::dp});
-  mesh.pp = make_group(record::Axis::pp, {&AxisSizes::pp});
-  mesh.dp_cp = make_group(record::Axis::dp_cp, {&AxisSizes::dp, &AxisSizes::cp});
+  mesh.world = along(record::Axis::world, {order.begin(), order.end()});
+  mesh.tp = along(record::Axis::tp, {&AxisSizes::tp});
+  mesh.cp = along(record::Axis::cp, {&AxisSizes::cp});
+  mesh.dp = along(record::Axis::dp, {&AxisSizes::dp});
+  mesh.pp = along(record::Axis::pp, {&AxisSizes::pp});
+  mesh.dp_cp = along(record::Axis::dp_cp, {&AxisSizes::dp, &AxisSizes::cp});
+
+  std::vector<int> ends = {me};
+  if (sizes.pp > 1 && (mesh.is_first_stage() || mesh.is_last_stage()))
+    ends = {mesh.pp.global_ranks.front(), mesh.pp.global_ranks.back()};
+  mesh.tied = meet(record::Axis::pp, "tied", ends);
+  const int sharing = options.key_value_sharing;
+  const auto first = mesh.tp.global_ranks.begin() + mesh.my.tp / sharing * sharing;
+  mesh.key_value = meet(record::Axis::tp, "key_value", {first, first + sharing});
   return mesh;
 }
 

@@ -52,6 +52,8 @@ struct Mesh {
   Group tp = {}, cp = {}, dp = {}, pp = {};
   Group dp_cp = {};  // gradients are summed, optimizer state is sharded over it; cp innermost
   Group world = {};  // norm, loss, decisions
+  Group tied = {};   // along pp, first and last stage: both use a tied embedding, rank 0 owns it
+  Group key_value = {};  // along tp: the ranks that hold the same key/value head
   bool is_first_stage() const { return my.pp == 0; }
   bool is_last_stage() const { return my.pp == sizes.pp - 1; }
 };
@@ -85,10 +87,16 @@ int global_rank_of(const AxisSizes& coordinates, const AxisSizes& sizes,
 // "dp 1, tp 0": the coordinates on axes longer than 1, for messages. Empty in a world of one.
 std::string place_of(int global_rank, const AxisSizes& sizes, const std::string& mesh_order);
 
+struct MeshOptions {
+  std::string order = "dp-pp-cp-tp";  // of the axes, outermost first
+  int key_value_sharing = 1;          // how many neighbours along tp hold each key/value head
+  int pp_chunks = 1;                  // of the model on each stage
+};
+
 // Creates every group of this rank. Every rank of the world must call it with equal sizes and
-// order. Throws UserError if sizes.world() != rendezvous.world_size, RunError if a peer does not
+// options. Throws UserError if sizes.world() != rendezvous.world_size, RunError if a peer does not
 // come in time.
 Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
-               const std::string& mesh_order = "dp-pp-cp-tp");
+               const MeshOptions& options = {});
 
 }  // namespace picotron

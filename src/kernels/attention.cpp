@@ -66,4 +66,11 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
   return aten_cpu_backward(dout, q, k, v, saved, causal, scale);
 }
 
+Heads split_heads(const at::Tensor& qkv, int64_t rows, int64_t key_value_heads, int64_t head_dim) {
+  const at::Tensor all = qkv.view({rows, qkv.size(0) / rows, -1, head_dim}).transpose(1, 2);
+  const int64_t heads = all.size(1) - 2 * key_value_heads;
+  return {all.narrow(1, 0, heads), all.narrow(1, heads, key_value_heads),
+          all.narrow(1, heads + key_value_heads, key_value_heads)};
+}
+
 }  // namespace picotron

@@ -38,4 +38,11 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
                                       const AttentionOutput& saved, bool causal, double scale,
                                       std::source_location at = std::source_location::current());
 
+// The heads of a fused product [rows · columns, (heads + 2 key/value heads) · head_dim], as views of
+// it: [rows, heads, columns, head_dim].
+struct Heads {
+  at::Tensor q, k, v;
+};
+Heads split_heads(const at::Tensor& qkv, int64_t rows, int64_t key_value_heads, int64_t head_dim);
+
 }  // namespace picotron

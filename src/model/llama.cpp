@@ -13,67 +13,78 @@
 namespace picotron {
 
 Llama::Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options)
-    : config_(config) {
-  const Group& tp = mesh.tp;
-  const Body body = body_ = options.body;
-  if (config.num_attention_heads % tp.size() != 0 || config.num_key_value_heads % tp.size() != 0) {
-    throw user_error(
-        "tp_size {} does not divide num_attention_heads {} and num_key_value_heads {}; "
-        "use tp_size 1",
-        tp.size(), config.num_attention_heads, config.num_key_value_heads);
-  }
-  heads_ = config.num_attention_heads / tp.size();
-  key_value_heads_ = config.num_key_value_heads / tp.size();
-  const int64_t hidden = config.hidden_size, inner = config.intermediate_size;
-  const int64_t q_size = config.num_attention_heads * config.head_dim;
-  const int64_t kv_size = config.num_key_value_heads * config.head_dim;
-  const auto norm = [&](const std::string& name) {
-    return Norm::declare(parameters_, name, hidden, config.rms_norm_eps, body, tp);
+    : config_(config),
+      tp_(mesh, options.sequence_parallel),
+      cp_(mesh.cp),
+      body_(options.body),
+      recompute_(options.recompute),
+      is_first_stage_(mesh.is_first_stage()),
+      is_last_stage_(mesh.is_last_stage()) {
+  const int64_t tp = mesh.tp.size(), sharing = mesh.key_value.size();
+  check(config.num_attention_heads % tp == 0 && config.num_key_value_heads * sharing % tp == 0,
+        "tp divides the heads");
+  heads_ = config.num_attention_heads / tp;
+  key_value_heads_ = config.num_key_value_heads * sharing / tp;
+  const auto matrix = [&](const char* name, Role role) {
+    return VocabMatrix::declare(parameters_, name, role, config.vocab_size, config.hidden_size,
+                                tp_);
   };
-  embedding_ = {VocabMatrix::declare(parameters_, "model.embed_tokens.weight", Role::embedding,
-                                     config.vocab_size, hidden, tp)};
-  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    const std::string prefix = fmt::format("model.layers.{}.", i);
-    const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
-    Layer layer;
-    layer.input_norm = norm(prefix + "input_layernorm");
-    layer.qkv_proj = ColumnParallelLinear::declare(
-        parameters_, attention, {{"q_proj", q_size}, {"k_proj", kv_size}, {"v_proj", kv_size}},
-        hidden, config.attention_bias, tp);
-    layer.o_proj = RowParallelLinear::declare(parameters_, attention + "o_proj", hidden, q_size,
-                                              config.attention_bias, tp);
-    layer.post_attention_norm = norm(prefix + "post_attention_layernorm");
-    layer.gate_up_proj = ColumnParallelLinear::declare(
-        parameters_, mlp, {{"gate_proj", inner}, {"up_proj", inner}}, hidden, config.mlp_bias, tp);
-    layer.down_proj = RowParallelLinear::declare(parameters_, mlp + "down_proj", hidden, inner,
-                                                 config.mlp_bias, tp);
-    layers_.push_back(layer);
+  const bool tied = config.tie_word_embeddings;
+  if (is_first_stage_) embedding_ = {matrix("model.embed_tokens.weight", Role::embedding)};
+  std::vector<Range> chunks = options.chunks;
+  if (chunks.empty()) chunks = {{0, config.num_hidden_layers}};
+  for (const Range& range : chunks) {
+    std::vector<Layer>& layers = chunks_.emplace_back();
+    for (int64_t i = range.begin; i < range.end; ++i) layers.push_back(declare_layer(i));
   }
-  final_norm_ = norm("model.norm");
-  if (config.tie_word_embeddings) {
-    head_ = {embedding_, body};
-    embedding_.weight->uses = 2;
-  } else {
-    head_ = {VocabMatrix::declare(parameters_, "lm_head.weight", Role::linear, config.vocab_size,
-                                  hidden, tp),
-             body};
+  if (is_last_stage_) {
+    final_norm_ = Norm::declare(parameters_, "model.norm", config.hidden_size,
+                                config.rms_norm_eps, body_, tp_);
+    head_ = {!tied             ? matrix("lm_head.weight", Role::linear)
+             : is_first_stage_ ? embedding_
+                               : matrix("model.embed_tokens.weight", Role::embedding),
+             body_};
   }
+  if (tied) tie(embedding_.weight, head_.weight, mesh.tied);
   parameters_.allocate(options.tensors);
   rope_ =
       rope_tables(options.max_positions, config.head_dim, config.rope_theta, config.rope_scaling,
                   c10::typeMetaToScalarType(options.tensors.dtype()), options.tensors.device());
 }
 
-Llama::Heads Llama::split_heads(const at::Tensor& qkv, const TokenBatch& batch) const {
-  const at::Tensor all =
-      qkv.view({batch.rows, batch.columns, heads_ + 2 * key_value_heads_, config_.head_dim})
-          .transpose(1, 2);
-  return {all.narrow(1, 0, heads_), all.narrow(1, heads_, key_value_heads_),
-          all.narrow(1, heads_ + key_value_heads_, key_value_heads_)};
+Llama::Layer Llama::declare_layer(int64_t index) {
+  const LlamaConfig& c = config_;
+  const std::string layer = fmt::format("model.layers.{}.", index);
+  const int64_t q_size = c.num_attention_heads * c.head_dim;
+  const int64_t kv_size = c.num_key_value_heads * c.head_dim;
+  const auto norm = [&](const char* name) {
+    return Norm::declare(parameters_, layer + name, c.hidden_size, c.rms_norm_eps, body_, tp_);
+  };
+  const auto columns = [&](const char* in, const std::vector<Output>& outputs, bool bias) {
+    return ColumnParallelLinear::declare(parameters_, layer + in, outputs, c.hidden_size, bias,
+                                         tp_);
+  };
+  const auto rows = [&](const char* name, int64_t in, bool bias) {
+    return RowParallelLinear::declare(parameters_, layer + name, c.hidden_size, in, bias, tp_);
+  };
+  return {norm("input_layernorm"),
+          columns("self_attn.",
+                  {{"q_proj", q_size}, {"k_proj", kv_size, true}, {"v_proj", kv_size, true}},
+                  c.attention_bias),
+          rows("self_attn.o_proj", q_size, c.attention_bias),
+          norm("post_attention_layernorm"),
+          columns("mlp.", {{"gate_proj", c.intermediate_size}, {"up_proj", c.intermediate_size}},
+                  c.mlp_bias),
+          rows("mlp.down_proj", c.intermediate_size, c.mlp_bias)};
 }
 
-void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, at::Tensor& x,
-                          at::Tensor& delta, LayerSaved& saved) {
+AttentionOutput Llama::attend(const at::Tensor& qkv, const TokenBatch& batch) const {
+  const Heads heads = split_heads(qkv, batch.rows, key_value_heads_, config_.head_dim);
+  return attention(heads.q, heads.k, heads.v, /*causal=*/true, 1 / std::sqrt(config_.head_dim));
+}
+
+void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, const at::Tensor& x,
+                          const at::Tensor& delta, LayerSaved& saved) {
   const int64_t tokens = batch.rows * batch.columns;
   const AddNormOutput first = layer.input_norm.forward(x, delta);
   saved.x = first.sum, saved.n1 = first.y, saved.rstd1 = first.rstd;
@@ -81,9 +92,7 @@ void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, at::Tenso
   apply_rope_(
       saved.qkv.view({tokens, -1, config_.head_dim}).narrow(1, 0, heads_ + key_value_heads_),
       batch.positions, rope_, /*inverse=*/false, body_);
-  const Heads heads = split_heads(saved.qkv, batch);
-  saved.attention =
-      attention(heads.q, heads.k, heads.v, /*causal=*/true, 1 / std::sqrt(config_.head_dim));
+  saved.attention = attend(saved.qkv, batch);
   const at::Tensor attended =
       layer.o_proj.forward(saved.attention.out.transpose(1, 2).reshape({tokens, -1}));
 
@@ -91,12 +100,13 @@ void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, at::Tenso
   saved.mid = second.sum, saved.n2 = second.y, saved.rstd2 = second.rstd;
   saved.gate_up = layer.gate_up_proj.forward(saved.n2);  // [tokens, 2 · intermediate/tp]
   saved.act = swiglu(saved.gate_up, body_);
-  x = saved.mid;
-  delta = layer.down_proj.forward(saved.act);
 }
 
 at::Tensor Llama::layer_backward(const Layer& layer, const TokenBatch& batch, const at::Tensor& dx,
                                  LayerSaved& saved, Gradients& gradients) {
+  if (!saved.qkv.defined()) layer_forward(layer, batch, saved.x, {}, saved);
+  if (!saved.attention.out.defined()) saved.attention = attend(saved.qkv, batch);
+  if (!saved.act.defined()) saved.act = swiglu(saved.gate_up, body_);
   const int64_t tokens = batch.rows * batch.columns;
   const at::Tensor dact = layer.down_proj.backward(dx, saved.act, gradients);
   const at::Tensor dgate_up = swiglu_backward(dact, saved.gate_up, body_);
@@ -108,12 +118,12 @@ at::Tensor Llama::layer_backward(const Layer& layer, const TokenBatch& batch, co
   const at::Tensor dout = layer.o_proj.backward(dmid, out, gradients)
                               .view({batch.rows, batch.columns, heads_, config_.head_dim})
                               .transpose(1, 2);
-  const Heads heads = split_heads(saved.qkv, batch);
+  const Heads heads = split_heads(saved.qkv, batch.rows, key_value_heads_, config_.head_dim);
   const AttentionGradients dheads =
       attention_backward(dout, heads.q, heads.k, heads.v, saved.attention,
                          /*causal=*/true, 1 / std::sqrt(config_.head_dim));
   const at::Tensor dqkv = at::empty_like(saved.qkv);
-  const Heads into = split_heads(dqkv, batch);
+  const Heads into = split_heads(dqkv, batch.rows, key_value_heads_, config_.head_dim);
   into.q.copy_(dheads.dq), into.k.copy_(dheads.dk), into.v.copy_(dheads.dv);
   apply_rope_(dqkv.view({tokens, -1, config_.head_dim}).narrow(1, 0, heads_ + key_value_heads_),
               batch.positions, rope_, /*inverse=*/true, body_);
@@ -121,58 +131,68 @@ at::Tensor Llama::layer_backward(const Layer& layer, const TokenBatch& batch, co
   return layer.input_norm.backward(dn1, saved.x, saved.rstd1, dmid, gradients);
 }
 
-at::Tensor Llama::forward(int /*chunk*/, const TokenBatch& batch, const at::Tensor& /*x*/,
+at::Tensor Llama::chunk_forward(int chunk, const TokenBatch& batch, const at::Tensor& input,
+                                LlamaSaved* kept) {
+  at::Tensor x = begins_with_ids(chunk) ? embedding_.forward(batch.ids) : input;
+  at::Tensor delta;
+  for (const Layer& layer : chunks_.at(static_cast<size_t>(chunk))) {
+    LayerSaved saved;
+    layer_forward(layer, batch, x, delta, saved);
+    x = saved.mid;
+    delta = layer.down_proj.forward(saved.act);
+    if (kept == nullptr) continue;
+    if (recompute_ == Recompute::full) saved = LayerSaved{.x = saved.x};
+    if (recompute_ == Recompute::selective) saved.attention = {}, saved.act.reset();
+    kept->layers.push_back(std::move(saved));
+  }
+  if (!ends_with_loss(chunk)) return x + delta;
+  const AddNormOutput final = final_norm_.forward(x, delta);
+  if (kept != nullptr) kept->final = final;
+  return final.y;
+}
+
+at::Tensor Llama::forward(int chunk, const TokenBatch& batch, const at::Tensor& x,
                           std::unique_ptr<Saved>& saved) {
   auto kept = std::make_unique<LlamaSaved>();
-  kept->layers.resize(layers_.size());
-  at::Tensor x = embedding_.forward(batch.ids);  // [tokens, hidden]
-  at::Tensor delta;
-  for (size_t i = 0; i < layers_.size(); ++i)
-    layer_forward(layers_[i], batch, x, delta, kept->layers[i]);
-  kept->final = final_norm_.forward(x, delta);
-  const at::Tensor y = kept->final.y;
+  const at::Tensor y = chunk_forward(chunk, batch, x, kept.get());
   saved = std::move(kept);
   return y;
 }
 
-at::Tensor Llama::backward(int /*chunk*/, const TokenBatch& batch, const at::Tensor& /*dy*/,
+at::Tensor Llama::backward(int chunk, const TokenBatch& batch, const at::Tensor& dy,
                            std::unique_ptr<Saved> saved, double scale, const at::Tensor& loss,
                            Gradients& gradients) {
   auto& kept = static_cast<LlamaSaved&>(*saved);
-  auto [sum_of_losses, dnormed] =
-      head_.loss_and_gradient(kept.final.y, batch.targets, scale, gradients);
-  loss.add_(sum_of_losses);
-  at::Tensor dx = final_norm_.backward(dnormed, kept.final.sum, kept.final.rstd, {}, gradients);
-  for (size_t i = layers_.size(); i-- > 0;) {
-    dx = layer_backward(layers_[i], batch, dx, kept.layers[i], gradients);
+  at::Tensor dx = dy;
+  if (ends_with_loss(chunk)) {
+    auto [sum_of_losses, dnormed] =
+        head_.loss_and_gradient(kept.final.y, batch.targets, scale, gradients);
+    loss.add_(sum_of_losses);
+    dx = final_norm_.backward(dnormed, kept.final.sum, kept.final.rstd, {}, gradients);
+    kept.final = {};
+  }
+  const std::vector<Layer>& layers = chunks_.at(static_cast<size_t>(chunk));
+  for (size_t i = layers.size(); i-- > 0;) {
+    dx = layer_backward(layers[i], batch, dx, kept.layers[i], gradients);
     kept.layers[i] = {};  // frees this layer's activations while backward goes on
   }
+  if (!begins_with_ids(chunk)) return dx;
   embedding_.backward(dx, batch.ids, gradients);
   return {};
 }
 
-at::Tensor Llama::hidden_states(const TokenBatch& batch) {
-  at::Tensor x = embedding_.forward(batch.ids);
-  at::Tensor delta;
-  for (const Layer& layer : layers_) {
-    LayerSaved saved;
-    layer_forward(layer, batch, x, delta, saved);
-  }
-  return final_norm_.forward(x, delta).y;
+at::Tensor Llama::evaluate(int chunk, const TokenBatch& batch, const at::Tensor& x,
+                           const at::Tensor& loss) {
+  const at::Tensor y = chunk_forward(chunk, batch, x, nullptr);
+  if (!ends_with_loss(chunk)) return y;
+  loss.add_(head_.loss(y, batch.targets));
+  return {};
 }
 
-at::Tensor Llama::evaluate(const TokenBatch& batch) {
-  return head_.loss(hidden_states(batch), batch.targets);
-}
-
-at::Tensor Llama::logits(const TokenBatch& batch) {
-  return head_.logits(hidden_states(batch));
-}
-
-at::Tensor Llama::next_token_logits(const TokenBatch& batch) {
-  const at::Tensor last =
-      hidden_states(batch).view({batch.rows, batch.columns, -1}).select(1, batch.columns - 1);
-  return head_.logits(last.contiguous());
+at::Tensor Llama::empty_input(const TokenBatch& batch) const {
+  const int64_t ranks = tp_.sequence_parallel ? tp_.group->size() : 1;
+  return at::empty({batch.rows * batch.columns / ranks, config_.hidden_size},
+                   parameters_.flat().options());
 }
 
 }  // namespace picotron

@@ -2,19 +2,19 @@
 // written out, layer by layer; where a collective stands in either, one reads it in
 // parallel/tensor_parallel.cpp and vocab_parallel.cpp.
 //
-//     ids ─▶ embedding ─▶ x                             all-reduce(tp)
-//     layer:   n1  = rms_norm(x)
+//     ids ─▶ embedding ─▶ x                             first stage; sum over tp
+//     layer:   n1  = rms_norm(x)                        tokens/sp: cut under sequence parallel
 //              qkv = n1 · [Wq; Wk; Wv]ᵀ                 column-parallel: heads are cut over tp
-//              a   = attention(rope(q), rope(k), v)     whole heads: no communication in tp
-//              x   = x + a · Woᵀ                        row-parallel: all-reduce(tp)
+//              a   = attention(rope(q), rope(k), v)     whole heads; a ring over cp
+//              x   = x + a · Woᵀ                        row-parallel: sum over tp
 //              n2  = rms_norm(x)
 //              gu  = n2 · [Wgate; Wup]ᵀ                 column-parallel
-//              x   = x + (silu(gate) ∘ up) · Wdownᵀ     row-parallel: all-reduce(tp)
-//     x ─▶ rms_norm ─▶ head and cross-entropy           in chunks of tokens
+//              x   = x + (silu(gate) ∘ up) · Wdownᵀ     row-parallel: sum over tp
+//     x ─▶ rms_norm ─▶ head and cross-entropy           last stage; in chunks of tokens
 //
 // The residual stream is carried as x + delta, not yet added: each addition is fused with the norm
-// that follows it. Heads are those of `transformers`' LlamaForCausalLM, whose logits and gradients
-// are the test (tests/parity).
+// that follows it. A stage of the pipeline holds some of the layers, in one or several chunks.
+// Heads are those of `transformers`' LlamaForCausalLM, the judge of tests/parity.
 #pragma once
 #include <memory>
 #include <optional>
@@ -31,7 +31,8 @@
 
 namespace picotron {
 
-// What one layer keeps between forward and backward. [tokens, …], shapes of this rank.
+// What one layer keeps between forward and backward. [tokens, …] of this rank; x, n1, mid, n2 and
+// their statistics [tokens/sp, …].
 struct LayerSaved {
   at::Tensor x, rstd1, n1;    // the input [hidden], its norm's statistics [1], normed [hidden]
   at::Tensor qkv;             // rotated [(heads + 2 kv heads) · head_dim]
@@ -51,10 +52,14 @@ class Llama : public Stage {
     at::TensorOptions tensors = {};  // dtype and device of the computation
     int64_t max_positions = 0;       // seq_length: RoPE tables reach so far
     Body body = Body::fused;
+    std::vector<Range> chunks = {};  // layers of each chunk of this stage; empty: all, in one
+    bool sequence_parallel = false;
+    // What backward computes again: nothing; attention and SwiGLU; all of a layer but its input.
+    Recompute recompute = Recompute::none;
   };
   // Declares and allocates this rank's parameters, all zero: model/initial_values.h or
-  // checkpoint/huggingface.h fills them. `mesh` outlives the model. UserError where tp_size does
-  // not fit the heads.
+  // checkpoint/huggingface.h fills them. `mesh` outlives the model; its key_value_sharing is that
+  // of this architecture, whose heads tp divides (core/config's check_layout).
   Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options);
 
   at::Tensor forward(int chunk, const TokenBatch& batch, const at::Tensor& x,
@@ -62,13 +67,13 @@ class Llama : public Stage {
   at::Tensor backward(int chunk, const TokenBatch& batch, const at::Tensor& dy,
                       std::unique_ptr<Saved> saved, double scale, const at::Tensor& loss,
                       Gradients& gradients) override;
+  at::Tensor evaluate(int chunk, const TokenBatch& batch, const at::Tensor& x,
+                      const at::Tensor& loss) override;
+  at::Tensor empty_input(const TokenBatch& batch) const override;
 
-  // Σ of the tokens' losses, 0-dim, without keeping anything: validation.
-  at::Tensor evaluate(const TokenBatch& batch);
-  // Logits of the last position of each row: [rows, vocab/tp]. For generation.
-  at::Tensor next_token_logits(const TokenBatch& batch);
-  // Logits of every position: [tokens, vocab/tp]. For comparisons; the full matrix exists.
-  at::Tensor logits(const TokenBatch& batch);
+  // The stream before the head, nothing kept: [tokens/sp, hidden]. Of a model in one stage.
+  at::Tensor normed_states(const TokenBatch& batch) { return chunk_forward(0, batch, {}, nullptr); }
+  const VocabParallelHead& head() const { return head_; }
 
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
@@ -77,32 +82,40 @@ class Llama : public Stage {
 
  private:
   struct Layer {
-    Norm input_norm, post_attention_norm;
-    ColumnParallelLinear qkv_proj, gate_up_proj;
-    RowParallelLinear o_proj, down_proj;
+    Norm input_norm;
+    ColumnParallelLinear qkv_proj;
+    RowParallelLinear o_proj;
+    Norm post_attention_norm;
+    ColumnParallelLinear gate_up_proj;
+    RowParallelLinear down_proj;
   };
-  // The stream is x + delta. Updates both; delta is undefined before the first layer.
-  void layer_forward(const Layer& layer, const TokenBatch& batch, at::Tensor& x, at::Tensor& delta,
-                     LayerSaved& saved);
+  Layer declare_layer(int64_t index);
+  bool begins_with_ids(int chunk) const { return is_first_stage_ && chunk == 0; }
+  bool ends_with_loss(int chunk) const { return is_last_stage_ && chunk + 1 == ssize(chunks_); }
+  // The chunk's input, or that of the model → its output, or the normed stream before the head.
+  // `kept` null: for no backward.
+  at::Tensor chunk_forward(int chunk, const TokenBatch& batch, const at::Tensor& input,
+                           LlamaSaved* kept);
+  // The stream is x + delta; delta may be undefined. As far as saved.act: down_proj is left.
+  void layer_forward(const Layer& layer, const TokenBatch& batch, const at::Tensor& x,
+                     const at::Tensor& delta, LayerSaved& saved);
   // dx: gradient of the stream after the layer → of the stream before it.
   at::Tensor layer_backward(const Layer& layer, const TokenBatch& batch, const at::Tensor& dx,
                             LayerSaved& saved, Gradients& gradients);
-  // The heads of a fused [tokens, (heads + 2 kv heads) · head_dim] product, as views
-  // [rows, heads, columns, head_dim].
-  struct Heads {
-    at::Tensor q, k, v;
-  };
-  Heads split_heads(const at::Tensor& qkv, const TokenBatch& batch) const;
-  at::Tensor hidden_states(const TokenBatch& batch);  // after the final norm, nothing kept
+  AttentionOutput attend(const at::Tensor& qkv, const TokenBatch& batch) const;
 
   LlamaConfig config_;
+  TensorParallel tp_;
+  const Group& cp_;
   Body body_;
+  Recompute recompute_;
+  bool is_first_stage_, is_last_stage_;
   int64_t heads_, key_value_heads_;  // on this rank
   Parameters parameters_;
   RopeTables rope_;
-  VocabParallelEmbedding embedding_;
-  std::vector<Layer> layers_;
-  Norm final_norm_;
+  std::vector<std::vector<Layer>> chunks_;
+  VocabParallelEmbedding embedding_;  // on the first stage
+  Norm final_norm_;                   // on the last
   VocabParallelHead head_;
 };
 

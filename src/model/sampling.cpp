@@ -45,8 +45,10 @@ std::vector<std::vector<int64_t>> generate(Llama& model, const std::vector<int64
     const at::Tensor context = ids.narrow(1, length - seen, seen).reshape({-1});
     const at::Tensor positions = at::arange(seen, at::kLong).repeat({samples});
     const TokenBatch batch{samples, seen, context.to(device), {}, positions.to(device)};
+    const at::Tensor last =
+        model.normed_states(batch).view({samples, seen, -1}).select(1, seen - 1).contiguous();
     const at::Tensor logits =
-        model.next_token_logits(batch).narrow(1, 0, vocab).to(at::kCPU, at::kDouble);
+        model.head().logits(last).narrow(1, 0, vocab).to(at::kCPU, at::kDouble);
     at::Tensor next = at::empty({samples, 1}, at::kLong);
     for (int64_t i = 0; i < samples; ++i) {
       const auto counter = static_cast<uint64_t>(length) << 20 | static_cast<uint64_t>(i);

@@ -1,10 +1,9 @@
-// How buckets are cut, counted and reduced; the norm from their sums of squares; the clip factor.
+// How buckets are cut, counted and reduced; the norm from their sums of squares.
 #include "parallel/data_parallel.h"
 
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "core/error.h"
@@ -20,29 +19,34 @@ Gradients::Gradients(Parameters& parameters, const Group& dp_cp, const Group& wo
   flat_ = at::zeros({parameters.flat_numel()}, parameters.flat().options().dtype(dtype));
   parameters.set_gradients(flat_);
 
-  // Walk from the last Weight to the first, as backward does; close a bucket once it is large.
+  // Walk from the last Weight to the first, as backward does; close a bucket once it is large, or
+  // before a borrowed Weight, which is in none.
   const auto& weights = parameters.weights();
-  bucket_of_.resize(weights.size());
+  progress_.resize(weights.size());
   int64_t end = parameters.flat_numel();
   for (size_t i = weights.size(); i-- > 0;) {
-    bucket_of_[i] = ranges_.size();
-    if (end - weights[i].offset >= options_.bucket_numel || i == 0) {
+    if (weights[i].is_borrowed()) {
+      end = weights[i].offset;
+      continue;
+    }
+    progress_[i].bucket = ranges_.size();
+    const bool is_last = i == 0 || weights[i - 1].is_borrowed();
+    if (end - weights[i].offset >= options_.bucket_numel || is_last) {
       ranges_.push_back({weights[i].offset, end});
       end = weights[i].offset;
     }
   }
-  has_sum_.resize(weights.size(), false);
-  missing_.resize(ranges_.size(), 0);  // before the first step nothing is expected
-  reductions_.resize(ranges_.size());
 }
 
 void Gradients::begin_step(int64_t microbatches) {
-  has_sum_.assign(bucket_of_.size(), false);
-  missing_.assign(ranges_.size(), 0);
-  reductions_.clear();
-  reductions_.resize(ranges_.size());
-  for (size_t i = 0; i < bucket_of_.size(); ++i) {
-    missing_[bucket_of_[i]] += parameters_.weights()[i].uses * microbatches;
+  buckets_.clear();
+  buckets_.resize(ranges_.size());
+  sends_.clear();
+  for (const Weight& weight : parameters_.weights()) {
+    Progress& progress = progress_[weight.index];
+    progress.missing = weight.uses * microbatches;
+    progress.has_sum = false;
+    if (!weight.is_borrowed()) ++buckets_[progress.bucket].missing;
   }
 }
 
@@ -55,36 +59,73 @@ void Gradients::accumulate(const Weight& weight, const at::Tensor& dy, const at:
   contributed(weight);
 }
 
+void Gradients::drain(const std::vector<Product>& products) {
+  for (const auto& [weight, dy, x] : products) {
+    add_product(*weight, dy, x);
+    contributed(*weight);
+  }
+}
+
 void Gradients::add_product(const Weight& weight, const at::Tensor& dy, const at::Tensor& x,
                             At at) {
-  linear_weight_gradient(weight.gradient, dy, x, /*accumulate=*/has_sum_[weight.index], at);
-  has_sum_[weight.index] = true;
+  bool& has_sum = progress_[weight.index].has_sum;
+  linear_weight_gradient(weight.gradient, dy, x, /*accumulate=*/has_sum, at);
+  has_sum = true;
 }
 
 const at::Tensor& Gradients::sum(const Weight& weight) {
-  if (!has_sum_[weight.index]) weight.gradient.zero_();
-  has_sum_[weight.index] = true;
+  bool& has_sum = progress_[weight.index].has_sum;
+  if (!has_sum) weight.gradient.zero_();
+  has_sum = true;
   return weight.gradient;
 }
 
 void Gradients::contributed(const Weight& weight) {
-  const size_t bucket = bucket_of_[weight.index];
-  check(missing_[bucket] > 0, "a gradient contribution more than the schedule announced");
-  check(has_sum_[weight.index], "a contribution goes through sum() or a product");
-  if (--missing_[bucket] == 0) reduce(bucket);
+  Progress& progress = progress_[weight.index];
+  check(progress.missing > 0, "a gradient contribution more than the schedule announced");
+  check(progress.has_sum, "a contribution goes through sum() or a product");
+  if (--progress.missing > 0) return;
+  if (weight.tied != nullptr) sum_tied(weight);
+  if (weight.is_borrowed()) return;
+  Bucket& bucket = buckets_[progress.bucket];
+  for (size_t i = weight.first; i < weight.first + weight.count; ++i) {
+    const Parameter& parameter = parameters_.list()[i];
+    if (parameter.partial_over != nullptr)
+      bucket.partial.push_back(all_reduce(parameter.gradient, *parameter.partial_over));
+  }
+  if (--bucket.missing == 0) reduce(progress.bucket);
 }
 
-void Gradients::reduce(size_t bucket) {
-  const at::Tensor gradient = flat_.narrow(0, ranges_[bucket].begin, ranges_[bucket].size());
-  reductions_[bucket] =
+// The last stage is complete before the first one's last backward begins, so the owner does not
+// wait long. In pieces, for a second matrix would be large.
+void Gradients::sum_tied(const Weight& weight) {
+  const at::Tensor received = at::empty(
+      {weight.is_borrowed() ? 0 : std::min(options_.bucket_numel, weight.numel)}, flat_.options());
+  for (int64_t begin = 0; begin < weight.numel; begin += options_.bucket_numel) {
+    const int64_t length = std::min(options_.bucket_numel, weight.numel - begin);
+    const at::Tensor piece = weight.gradient.view({-1}).narrow(0, begin, length);
+    if (weight.is_borrowed()) {
+      sends_.push_back(send(piece, 0, *weight.tied));
+    } else {
+      receive(received.narrow(0, 0, length), 1, *weight.tied).wait();
+      piece.add_(received.narrow(0, 0, length));
+    }
+  }
+}
+
+void Gradients::reduce(size_t index) {
+  Bucket& bucket = buckets_[index];
+  for (Work& partial : bucket.partial) partial.wait();
+  const at::Tensor gradient = flat_.narrow(0, ranges_[index].begin, ranges_[index].size());
+  bucket.reduction =
       options_.zero_stage == 0 ? all_reduce(gradient, dp_cp_) : reduce_scatter(gradient, dp_cp_);
 }
 
 void Gradients::finish() {
-  for (size_t bucket = 0; bucket < ranges_.size(); ++bucket) {
-    check(missing_[bucket] == 0, "a gradient contribution is missing at the end of the step");
-    reductions_[bucket].wait();
-  }
+  for (const Progress& progress : progress_)
+    check(progress.missing == 0, "a gradient contribution is missing at the end of the step");
+  for (Work& sent : sends_) sent.wait();
+  for (Bucket& bucket : buckets_) bucket.reduction.wait();
 }
 
 Range Gradients::my_part(const Range& bucket) const {
@@ -116,19 +157,17 @@ std::vector<Range> Gradients::owned() const {
 }
 
 void Gradients::gather_values(const at::Tensor& flat_values) const {
-  if (options_.zero_stage == 0) return;
-  std::vector<Work> gathers;
+  std::vector<Work> works;
   for (const Range& bucket : ranges_) {
-    gathers.push_back(all_gather(flat_values.narrow(0, bucket.begin, bucket.size()), dp_cp_));
+    if (options_.zero_stage == 0) break;
+    works.push_back(all_gather(flat_values.narrow(0, bucket.begin, bucket.size()), dp_cp_));
   }
-  for (Work& gather : gathers) gather.wait();
-}
-
-at::Tensor clip_factor(const at::Tensor& norm, double max_norm, at::ScalarType dtype) {
-  const double nan = std::numeric_limits<double>::quiet_NaN();
-  const at::Tensor factor =
-      max_norm > 0 ? (max_norm / (norm + 1e-6)).clamp_max(1.0) : at::ones_like(norm);
-  return at::where(norm.isfinite(), factor, at::full_like(norm, nan)).to(dtype);
+  for (Work& gather : works) gather.wait();
+  for (const Weight& weight : parameters_.weights()) {
+    if (weight.tied == nullptr) continue;
+    const at::Tensor value = flat_values.narrow(0, weight.offset, weight.numel);
+    (weight.is_borrowed() ? receive(value, 0, *weight.tied) : send(value, 1, *weight.tied)).wait();
+  }
 }
 
 }  // namespace picotron

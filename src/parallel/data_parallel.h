@@ -11,8 +11,10 @@
 //     network                        reduce 0    reduce 1    reduce 2    reduce 3
 //
 // A bucket is full when each Weight in it has had all its contributions of this step: uses ×
-// microbatches, a number known beforehand, so no rank ever asks another. The loss is scaled once,
-// by 1/(tokens of the global batch); every reduction here is a sum.
+// microbatches, a number known beforehand, so no rank ever asks another. A Weight whose gradient is
+// partial within tp (Parameter::partial_over) is first summed there, and a tied embedding gets what
+// the last stage has for it. The loss is scaled once, by 1/(tokens of the global batch); every
+// reduction here is a sum.
 //
 // ZeRO-1 (Rajbhandari et al. 2020): each of the N ranks of dp×cp owns 1/N of every bucket.
 // Reduce-scatter brings it the sum of its part, the optimizer steps on that part alone, an
@@ -20,7 +22,7 @@
 // `zero_stage` 0 moves the same bytes but keeps N copies of the state.
 //
 // Backward may be split, as zero-bubble schedules want it: after queue_products(true) the products
-// are kept, and whoever calls take_queue() multiplies them later. Read next: train/optimizer.h.
+// are kept, and drain() multiplies them later. Read next: train/optimizer.h.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -65,13 +67,15 @@ class Gradients {
                    At at = At::current());
   void contributed(const Weight& weight);
 
-  // While queueing, accumulate() only keeps (weight, dy, x); take_queue() returns what was kept.
+  // While queueing, accumulate() only keeps (weight, dy, x); take_queue() returns what was kept,
+  // and drain() does later what accumulate() would have done.
   struct Product {
     const Weight* weight;
     at::Tensor dy, x;
   };
   void queue_products(bool on) { queueing_ = on; }
   std::vector<Product> take_queue() { return std::exchange(queue_, {}); }
+  void drain(const std::vector<Product>& products);
 
   // Waits for every reduction. Then my parts of flat() hold sums over dp×cp; with zero_stage 0 all
   // of it does.
@@ -85,32 +89,40 @@ class Gradients {
   std::vector<Range> owned() const;
   // The Weights' buckets in the order in which backward fills them.
   const std::vector<Range>& buckets() const { return ranges_; }
-  // Gives every rank of dp×cp the values that the others own. A no-op with zero_stage 0.
+  // Gives every rank the values that others own: over dp×cp, where with zero_stage 0 each owns all,
+  // and a tied embedding's to the last stage.
   void gather_values(const at::Tensor& flat_values) const;
 
   const at::Tensor& flat() const { return flat_; }
 
  private:
   Range my_part(const Range& bucket) const;
+  void sum_tied(const Weight& weight);
   void reduce(size_t bucket);
 
+  // A Weight within the step.
+  struct Progress {
+    size_t bucket = 0;     // unused of a borrowed one: its owner reduces it
+    int64_t missing = 0;   // contributions it still waits for
+    bool has_sum = false;  // something was written in this step
+  };
+  // A run of Weights that are reduced together.
+  struct Bucket {
+    int64_t missing = 0;        // Weights that are not complete yet
+    std::vector<Work> partial;  // sums within tp under way
+    Work reduction;             // over dp×cp
+  };
   const Group& dp_cp_;
   const Group& world_;
   GradientsOptions options_;
   const Parameters& parameters_;
   at::Tensor flat_;
-  std::vector<Range> ranges_;
-  std::vector<size_t> bucket_of_;  // by index of the Weight
-  std::vector<int64_t> missing_;   // contributions each bucket still waits for
-  std::vector<bool> has_sum_;      // by index of the Weight: written in this step
-  std::vector<Work> reductions_;   // under way, by bucket
+  std::vector<Range> ranges_;  // of the buckets
+  std::vector<Bucket> buckets_;
+  std::vector<Progress> progress_;  // by index of the Weight
+  std::vector<Work> sends_;         // of a borrowed gradient to its owner
   bool queueing_ = false;
   std::vector<Product> queue_;
 };
-
-// The factor that brings a gradient of this norm down to max_norm, as
-// torch.nn.utils.clip_grad_norm_: min(1, max_norm / (norm + 1e-6)); 1 where max_norm is 0; NaN
-// where the norm is not finite. 0-dim, dtype of `like`.
-at::Tensor clip_factor(const at::Tensor& norm, double max_norm, at::ScalarType dtype);
 
 }  // namespace picotron

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include "core/error.h"
+#include "dist/mesh.h"
 
 namespace picotron {
 namespace {
@@ -29,6 +30,10 @@ int64_t Parameter::numel() const {
   int64_t product = 1;
   for (const int64_t size : local_shape()) product *= size;
   return product;
+}
+
+bool Weight::is_borrowed() const {
+  return tied != nullptr && tied->rank != 0;
 }
 
 Weight* Parameters::declare(std::vector<Parameter> side_by_side) {

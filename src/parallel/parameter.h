@@ -25,6 +25,8 @@
 
 namespace picotron {
 
+struct Group;  // dist/mesh.h
+
 // Which part of a full tensor is here: [begin, end) along `dim`; of a whole one dim 0, [0, size).
 struct Shard {
   int64_t dim = 0, begin = 0, end = 0;
@@ -40,8 +42,11 @@ struct Parameter {
   Role role = Role::linear;
   int64_t fan_in = 0;  // inputs of the layer it belongs to, the whole of it: for initial values
   bool counts_in_norm = true;  // of the ranks that hold the same elements, one counts them
-  int64_t offset = 0;          // of its first element in the flat buffers
-  at::Tensor value;            // [local shape], compute dtype, a view of the flat buffer
+  // Ranks of which each computes only a part of the gradient of these elements, because it sees a
+  // part of the tokens or heads: the parts are summed over it, and then over dp×cp. Null: none.
+  const Group* partial_over = nullptr;
+  int64_t offset = 0;   // of its first element in the flat buffers
+  at::Tensor value;     // [local shape], compute dtype, a view of the flat buffer
   at::Tensor gradient;  // [local shape], fp32 (float64: fp64), set by Gradients; before: undefined
   std::vector<int64_t> local_shape() const;
   int64_t numel() const;  // of the local part
@@ -51,6 +56,10 @@ struct Weight {
   size_t index = 0;             // in Parameters::weights
   size_t first = 0, count = 0;  // its Parameters in Parameters::list
   int uses = 1;                 // gradient contributions per microbatch (a tied embedding has two)
+  // Null, or the stages that both use this tied embedding. Rank 0 of them owns it, steps on it and
+  // hands its values on to the other, which sends it its gradient.
+  const Group* tied = nullptr;
+  bool is_borrowed() const;
   int64_t offset = 0, numel = 0;  // in the flat buffers
   int64_t end = 0;                // where the next Weight begins: offset + numel + padding
   at::Tensor value;               // [Σ rows, columns] or [Σ rows]

@@ -41,6 +41,12 @@ struct Stage {
   virtual at::Tensor backward(int chunk, const TokenBatch& batch, const at::Tensor& dy,
                               std::unique_ptr<Saved> saved, double scale, const at::Tensor& loss,
                               Gradients& gradients) = 0;
+  // The forward alone, for validation: x → y; on the last stage undefined, and Σ of the tokens'
+  // losses is added to `loss` (0-dim).
+  virtual at::Tensor evaluate(int chunk, const TokenBatch& batch, const at::Tensor& x,
+                              const at::Tensor& loss) = 0;
+  // What an input or its gradient is received into: [tokens/sp, hidden].
+  virtual at::Tensor empty_input(const TokenBatch& batch) const = 0;
 };
 
 // Runs every action of one step. `scale` = 1 / (tokens of the global batch). Returns Σ of this

@@ -38,14 +38,24 @@ at::Tensor sum_of_losses(const at::Tensor& statistics) {
 }  // namespace
 
 VocabMatrix VocabMatrix::declare(Parameters& parameters, const std::string& name, Role role,
-                                 int64_t vocab, int64_t hidden, const Group& tp) {
-  const Shard shard = shard_of(0, vocab, tp);
+                                 int64_t vocab, int64_t hidden, const TensorParallel& tp) {
+  const Shard shard = shard_of(0, vocab, *tp.group);
   Weight* weight = parameters.declare({{.name = name,
                                         .full_shape = {vocab, hidden},
                                         .shard = shard,
                                         .role = role,
                                         .fan_in = hidden}});
-  return {weight, shard.begin, &tp};
+  return {weight, shard.begin, tp};
+}
+
+void tie(Weight* embedding, Weight* head, const Group& stages) {
+  if (embedding != nullptr && embedding == head) {
+    embedding->uses = 2;
+    return;
+  }
+  for (Weight* copy : {embedding, head}) {
+    if (copy != nullptr) copy->tied = &stages;
+  }
 }
 
 at::Tensor VocabParallelEmbedding::forward(const at::Tensor& ids) const {
@@ -53,32 +63,34 @@ at::Tensor VocabParallelEmbedding::forward(const at::Tensor& ids) const {
   const at::Tensor elsewhere = (local < 0).logical_or(local >= weight->value.size(0));
   at::Tensor y = at::embedding(weight->value, local.masked_fill(elsewhere, 0));
   y.masked_fill_(elsewhere.unsqueeze(1), 0);
-  all_reduce(y, *tp).wait();
-  return y;
+  return tp.reduce(y).wait();
 }
 
 void VocabParallelEmbedding::backward(const at::Tensor& dy, const at::Tensor& ids,
                                       Gradients& gradients) const {
   const at::Tensor local = ids - vocab_begin;
   const at::Tensor elsewhere = (local < 0).logical_or(local >= weight->value.size(0));
-  const at::Tensor rows =
-      dy.to(weight->gradient.scalar_type()).masked_fill(elsewhere.unsqueeze(1), 0);
+  const at::Tensor rows = tp.gather(dy)
+                              .wait()
+                              .to(weight->gradient.scalar_type())
+                              .masked_fill(elsewhere.unsqueeze(1), 0);
   gradients.sum(*weight).index_add_(0, local.masked_fill(elsewhere, 0), rows);
   gradients.contributed(*weight);
 }
 
 at::Tensor VocabParallelHead::logits(const at::Tensor& x) const {
-  return linear_forward(x, weight->value);
+  return linear_forward(tp.gather(x).wait(), weight->value);
 }
 
-at::Tensor VocabParallelHead::loss(const at::Tensor& x, const at::Tensor& targets) const {
+at::Tensor VocabParallelHead::loss(const at::Tensor& my_x, const at::Tensor& targets) const {
+  const at::Tensor x = tp.gather(my_x).wait();
   const int64_t chunk = tokens_per_chunk(x.size(0), weight->value);
   at::Tensor loss;
   for (int64_t begin = 0; begin < x.size(0); begin += chunk) {
     const int64_t length = std::min(chunk, x.size(0) - begin);
     const at::Tensor statistics =
-        gather_statistics(logits(x.narrow(0, begin, length)), targets.narrow(0, begin, length),
-                          vocab_begin, *tp, body);
+        gather_statistics(linear_forward(x.narrow(0, begin, length), weight->value),
+                          targets.narrow(0, begin, length), vocab_begin, *tp.group, body);
     const at::Tensor part = sum_of_losses(statistics);
     loss = loss.defined() ? loss + part : part;
   }
@@ -86,26 +98,28 @@ at::Tensor VocabParallelHead::loss(const at::Tensor& x, const at::Tensor& target
 }
 
 VocabParallelHead::LossAndGradient VocabParallelHead::loss_and_gradient(
-    const at::Tensor& x, const at::Tensor& targets, double scale, Gradients& gradients) const {
+    const at::Tensor& my_x, const at::Tensor& targets, double scale, Gradients& gradients) const {
+  const at::Tensor x = tp.gather(my_x).wait();
   const int64_t chunk = tokens_per_chunk(x.size(0), weight->value);
-  LossAndGradient result{.loss = {}, .dx = at::empty_like(x)};
+  at::Tensor loss;
+  const at::Tensor dx = at::empty_like(x);
   for (int64_t begin = 0; begin < x.size(0); begin += chunk) {
     const int64_t length = std::min(chunk, x.size(0) - begin);
     const at::Tensor x_chunk = x.narrow(0, begin, length);
     const at::Tensor targets_chunk = targets.narrow(0, begin, length);
-    const at::Tensor logits_chunk = logits(x_chunk);
+    const at::Tensor logits_chunk = linear_forward(x_chunk, weight->value);
     const at::Tensor statistics =
-        gather_statistics(logits_chunk, targets_chunk, vocab_begin, *tp, body);
+        gather_statistics(logits_chunk, targets_chunk, vocab_begin, *tp.group, body);
     const at::Tensor part = sum_of_losses(statistics);
-    result.loss = result.loss.defined() ? result.loss + part : part;
+    loss = loss.defined() ? loss + part : part;
     cross_entropy_gradient_(logits_chunk, targets_chunk, vocab_begin, statistics.select(1, 0),
                             scale, body);
-    result.dx.narrow(0, begin, length).copy_(linear_input_gradient(logits_chunk, weight->value));
+    dx.narrow(0, begin, length).copy_(linear_input_gradient(logits_chunk, weight->value));
     gradients.add_product(*weight, logits_chunk, x_chunk);
   }
+  Pending all_dx = tp.reduce(dx);
   gradients.contributed(*weight);
-  all_reduce(result.dx, *tp).wait();
-  return result;
+  return {loss, all_dx.wait()};
 }
 
 }  // namespace picotron

@@ -20,43 +20,48 @@
 #include "kernels/body.h"
 #include "parallel/data_parallel.h"
 #include "parallel/parameter.h"
+#include "parallel/tensor_parallel.h"
 
 namespace picotron {
 
 // [vocab, hidden] cut over tp along the vocabulary. The embedding and the head are one each, or,
-// tied, share one.
+// tied, share one; on different stages each holds a copy, `tied` over the first and the last.
 struct VocabMatrix {
   Weight* weight = nullptr;  // [vocab/tp, hidden]
   int64_t vocab_begin = 0;   // the first id held here
-  const Group* tp = nullptr;
+  TensorParallel tp = {};
   static VocabMatrix declare(Parameters& parameters, const std::string& name, Role role,
-                             int64_t vocab, int64_t hidden, const Group& tp);
+                             int64_t vocab, int64_t hidden, const TensorParallel& tp);
 };
 
+// Makes one parameter of embedding and head, where tied: one Weight with two uses where they are the
+// same; else copies on the first and the last of `stages`. Null: not on this stage.
+void tie(Weight* embedding, Weight* head, const Group& stages);
+
 struct VocabParallelEmbedding : VocabMatrix {
-  // ids int64 [tokens] → [tokens, hidden].  fwd: all-reduce(tp)
+  // ids int64 [tokens] → [tokens/sp, hidden].  fwd: reduce(tp)
   at::Tensor forward(const at::Tensor& ids) const;
-  // dy [tokens, hidden].  bwd: identity(tp)
+  // dy [tokens/sp, hidden].  bwd: gather(tp)
   void backward(const at::Tensor& dy, const at::Tensor& ids, Gradients& gradients) const;
 };
 
 struct VocabParallelHead : VocabMatrix {
   Body body = Body::fused;
 
-  // x [tokens, hidden], targets int64 [tokens] → Σ of the tokens' losses, 0-dim fp32 (fp64), equal
+  // x [tokens/sp, hidden], targets int64 [tokens] → Σ of the tokens' losses, 0-dim fp32 (fp64), equal
   // on every tp rank.
   at::Tensor loss(const at::Tensor& x, const at::Tensor& targets) const;
 
   struct LossAndGradient {
     at::Tensor loss;  // Σ of the tokens' losses, not scaled
-    at::Tensor dx;    // [tokens, hidden], gradient of scale · loss.  all-reduce(tp)
+    at::Tensor dx;    // [tokens/sp, hidden], gradient of scale · loss.  reduce(tp)
   };
   // Forward and backward at once; the weight's gradient of scale · loss is accumulated, and counts
   // as one contribution.
   LossAndGradient loss_and_gradient(const at::Tensor& x, const at::Tensor& targets, double scale,
                                     Gradients& gradients) const;
 
-  // x [tokens, hidden] → [tokens, vocab/tp]: for generation alone.
+  // x [tokens/sp, hidden] → [tokens, vocab/tp]: for generation alone.
   at::Tensor logits(const at::Tensor& x) const;
 };
 

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "kernels/adamw.h"
 
@@ -77,6 +78,13 @@ int64_t ShardedOptimizer::state_bytes() const {
     if (state.defined()) bytes += static_cast<int64_t>(state.nbytes());
   }
   return bytes;
+}
+
+at::Tensor clip_factor(const at::Tensor& norm, double max_norm, at::ScalarType dtype) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const at::Tensor factor =
+      max_norm > 0 ? (max_norm / (norm + 1e-6)).clamp_max(1.0) : at::ones_like(norm);
+  return at::where(norm.isfinite(), factor, at::full_like(norm, nan)).to(dtype);
 }
 
 }  // namespace picotron

@@ -49,4 +49,9 @@ class ShardedOptimizer {
   at::Tensor master_, m_, v_;  // [owned elements]; master_ undefined where the values are their own
 };
 
+// The factor that brings a gradient of this norm down to max_norm, as
+// torch.nn.utils.clip_grad_norm_: min(1, max_norm / (norm + 1e-6)); 1 where max_norm is 0; NaN
+// where the norm is not finite. 0-dim, dtype of `like`.
+at::Tensor clip_factor(const at::Tensor& norm, double max_norm, at::ScalarType dtype);
+
 }  // namespace picotron

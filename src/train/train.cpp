@@ -113,7 +113,7 @@ double validate(Llama& model, const Run& run, const Mesh& mesh, at::Device devic
   const at::Tensor loss = at::zeros({}, at::TensorOptions(at::kDouble).device(device));
   for (int64_t i = 0; i < batches; ++i) {
     for (const TokenBatch& batch : next_batches(loader, i, device))
-      loss.add_(model.evaluate(batch));
+      model.evaluate(0, batch, {}, loss);
   }
   all_reduce(loss, mesh.world).wait();
   return loss.item<double>() /
@@ -174,7 +174,7 @@ bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
   const at::NoGradGuard backward_is_written_out;
   const Body body = config.kernels.fused ? Body::fused : Body::plain;
 
-  const Mesh mesh = make_mesh(axis_sizes(config), rendezvous, config.distributed.mesh_order);
+  const Mesh mesh = make_mesh(axis_sizes(config), rendezvous, {.order = config.distributed.mesh_order});
   Llama model(run.architecture, mesh,
               {at::TensorOptions(run.dtype).device(device.torch()), training.seq_length, body});
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,

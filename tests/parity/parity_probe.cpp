@@ -118,12 +118,12 @@ int write_logits(const std::string& folder, const std::string& tokens, const std
                                                     : at::kFloat;
   Llama model(config, alone, {.tensors = type, .max_positions = columns});
   load_huggingface(folder, config, model.parameters());
-  const at::Tensor logits = model.logits({.rows = rows,
-                                          .columns = columns,
-                                          .ids = ids.view({-1}),
-                                          .targets = {},
-                                          .positions = at::arange(columns).repeat({rows})});
-  write_tensors(out, {{"logits", logits.view({rows, columns, -1})}});
+  const at::Tensor states = model.normed_states({.rows = rows,
+                                                 .columns = columns,
+                                                 .ids = ids.view({-1}),
+                                                 .targets = {},
+                                                 .positions = at::arange(columns).repeat({rows})});
+  write_tensors(out, {{"logits", model.head().logits(states).view({rows, columns, -1})}});
   return 0;
 }
 

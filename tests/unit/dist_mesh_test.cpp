@@ -74,7 +74,7 @@ TEST_P(MeshGroups, AgreeAmongRanks) {
   std::mutex mutex;
   std::map<record::Axis, std::map<int, std::vector<int>>> lists;
   run_ranks(sizes.world(), [&, sizes = sizes, order = order](const Rendezvous& rendezvous) {
-    const Mesh mesh = make_mesh(sizes, rendezvous, order);
+    const Mesh mesh = make_mesh(sizes, rendezvous, {.order = order});
     EXPECT_EQ(mesh.tp.size(), sizes.tp);
     EXPECT_EQ(mesh.cp.size(), sizes.cp);
     EXPECT_EQ(mesh.dp.size(), sizes.dp);

@@ -21,8 +21,9 @@ class SamplingTest : public ::testing::Test {
   // Logits of what follows `tokens`: [vocab].
   at::Tensor logits_after(const Tokens& tokens) {
     const auto n = static_cast<int64_t>(tokens.size());
-    return model.next_token_logits(
-        {1, n, at::tensor(tokens, at::kLong), {}, at::arange(n, at::kLong)})[0];
+    const at::Tensor all =
+        model.normed_states({1, n, at::tensor(tokens, at::kLong), {}, at::arange(n, at::kLong)});
+    return model.head().logits(all)[n - 1];
   }
 
   const Mesh mesh;

@@ -88,7 +88,7 @@ TEST_P(TensorParallelTest, ColumnParallelIsThePlainLayerCutByRows) {
   run_tp(ranks, [&, bias](const Mesh& mesh) {
     Parameters parameters;
     const auto layer = ColumnParallelLinear::declare(
-        parameters, "l.", {{"q", rows[0]}, {"k", rows[1]}, {"v", rows[2]}}, kIn, bias, mesh.tp);
+        parameters, "l.", {{"q", rows[0]}, {"k", rows[1]}, {"v", rows[2]}}, kIn, bias, mesh);
     fill(parameters, whole);
     EXPECT_EQ(parameters.list()[1].name, "l.k.weight");
     EXPECT_EQ(parameters.list()[1].fan_in, kIn);
@@ -133,7 +133,7 @@ TEST_P(TensorParallelTest, RowParallelIsThePlainLayerCutByColumns) {
 
   run_tp(ranks, [&, bias](const Mesh& mesh) {
     Parameters parameters;
-    const auto layer = RowParallelLinear::declare(parameters, "l", kOut, kIn, bias, mesh.tp);
+    const auto layer = RowParallelLinear::declare(parameters, "l", kOut, kIn, bias, mesh);
     fill(parameters, whole);
     EXPECT_EQ(parameters.list()[0].fan_in, kIn) << "of the whole tensor, not of the shard";
     const Shard shard = shard_of(1, kIn, mesh.tp);
@@ -180,7 +180,7 @@ TEST(TensorParallelNormTest, IsThePlainNormWithItsResiduals) {
     for (const int ranks : {1, 2}) {
       run_tp(ranks, [&, body](const Mesh& mesh) {
         Parameters parameters;
-        const Norm norm = Norm::declare(parameters, "norm", kHidden, kEps, body, mesh.tp);
+        const Norm norm = Norm::declare(parameters, "norm", kHidden, kEps, body, mesh);
         fill(parameters, {weight});
         EXPECT_EQ(parameters.list()[0].name, "norm.weight");
         Gradients gradients(parameters, mesh.dp_cp, mesh.world, {});

@@ -57,7 +57,7 @@ TEST_P(VocabParallelTest, EmbeddingIsThePlainLookup) {
   run([&](const Mesh& mesh) {
     Parameters parameters;
     const VocabParallelEmbedding embedding = {
-        VocabMatrix::declare(parameters, "e", Role::embedding, kVocab, kHidden, mesh.tp)};
+        VocabMatrix::declare(parameters, "e", Role::embedding, kVocab, kHidden, mesh)};
     parameters.allocate(at::kDouble);
     const Parameter& parameter = parameters.list()[0];
     EXPECT_EQ(parameter.full_shape, (std::vector<int64_t>{kVocab, kHidden}));
@@ -94,7 +94,7 @@ TEST_P(VocabParallelTest, HeadAndLossInChunksAreThePlainOnesInOne) {
       run([&](const Mesh& mesh) {
         Parameters parameters;
         const VocabParallelHead head = {
-            VocabMatrix::declare(parameters, "h", Role::linear, kVocab, kHidden, mesh.tp), body};
+            VocabMatrix::declare(parameters, "h", Role::linear, kVocab, kHidden, mesh), body};
         parameters.allocate(at::kDouble);
         const Parameter& parameter = parameters.list()[0];
         parameter.value.copy_(mine(weight, parameter));
@@ -144,7 +144,7 @@ TEST_P(VocabParallelTest, AConstantAddedToAllLogitsChangesNothing) {
   run([&](const Mesh& mesh) {
     Parameters parameters;
     const VocabParallelHead head = {
-        VocabMatrix::declare(parameters, "h", Role::linear, kVocab, kHidden, mesh.tp)};
+        VocabMatrix::declare(parameters, "h", Role::linear, kVocab, kHidden, mesh)};
     parameters.allocate(at::kDouble);
     parameters.list()[0].value.copy_(mine(weight, parameters.list()[0]));
     EXPECT_LT(distance(head.loss(x, targets), expected), kJudge);
