@@ -355,4 +355,42 @@ Work receive(const at::Tensor& x, int from, const Group& group, At at) {
   });
 }
 
+Work send_receive(const SendReceive& messages, const Group& group, At at) {
+  const auto& [sent, to, received, from] = messages;
+  check(sent.is_contiguous() && received.is_contiguous() && sent.numel() > 0 &&
+            received.numel() > 0 && to != group.rank && from != group.rank,
+        "send_receive needs contiguous tensors that are not empty, and other ranks");
+  const Open send_open("send", record::Kind::send_receive, sent,
+                       static_cast<int64_t>(sent.nbytes()), group, at);
+  const Open receive_open("receive", record::Kind::send_receive, received, 0, group, at);
+  const auto end = [send_open, receive_open] {
+    send_open.end();
+    receive_open.end();
+  };
+  const std::shared_ptr<Channel> channel = group.channel;
+  if (!channel->on_gloo()) {
+    c10::intrusive_ptr<c10d::Work> work;
+    channel->guarded([&] {
+      std::vector<at::Tensor> out = {messages.sent}, in = {messages.received};
+      channel->backend().startCoalescing();
+      channel->backend().send(out, messages.to, kPointToPointTag);
+      channel->backend().recv(in, messages.from, kPointToPointTag);
+      work = channel->backend().endCoalescing();
+    });
+    return Work([channel, work, end, messages] {
+      channel->guarded([&] { work->wait(); });
+      end();
+    });
+  }
+  const Staged staged_out(sent), staged_in(received);
+  Channel::Pending pending;
+  channel->post_receive(pending, staged_in.host, from, kPointToPointTag);
+  channel->post_send(pending, staged_out.host, to, kPointToPointTag);
+  return Work([channel = channel.get(), pending, staged_out, staged_in, end] {
+    channel->wait_for(pending);
+    staged_in.back();
+    end();
+  });
+}
+
 }  // namespace picotron

@@ -62,4 +62,15 @@ void barrier(const Group& group, At at = At::current());
 Work send(const at::Tensor& x, int to, const Group& group, At at = At::current());
 Work receive(const at::Tensor& x, int from, const Group& group, At at = At::current());
 
+// A send and a receive that go on together, each with its entry in the record. In a ring every rank
+// sends before it receives, and a send of NCCL ends only when its receive has started: one after
+// the other, all would wait for all.
+struct SendReceive {
+  at::Tensor sent;  // contiguous, not empty, as `received`
+  int to = 0;
+  at::Tensor received;
+  int from = 0;
+};
+Work send_receive(const SendReceive& messages, const Group& group, At at = At::current());
+
 }  // namespace picotron

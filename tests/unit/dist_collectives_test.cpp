@@ -4,12 +4,15 @@
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include <algorithm>
 #include <chrono>
+#include <string>
 #include <thread>
 
 #include "core/error.h"
+#include "dist/channel.h"
 #include "dist_ranks.h"
 
 namespace picotron {
@@ -170,6 +173,70 @@ TEST(CollectivesTogether, ASumOfFloatsHasTheSameBitsInBothForms) {
       EXPECT_TRUE(at::equal(a, sum_of(3, 4'099, at::kFloat)));
     }
   });
+}
+
+TEST(CollectivesTogether, ARingInWhichEveryRankSendsFirst) {
+  run_ranks(3, [](const Rendezvous& rendezvous) {
+    const Mesh mesh = make_mesh({.dp = 3}, rendezvous);
+    constexpr int64_t kNumel = 1'000'003;  // no socket buffers it
+    const int next = (mesh.global_rank + 1) % 3, previous = (mesh.global_rank + 2) % 3;
+    at::Tensor here = input_of(mesh.global_rank, kNumel, at::kFloat);
+    at::Tensor arriving = at::empty_like(here);
+    for (int hop = 0; hop < 3; ++hop) {
+      send_receive({.sent = here, .to = next, .received = arriving, .from = previous}, mesh.dp)
+          .wait();
+      std::swap(here, arriving);
+      const int owner = (mesh.global_rank + 2 - hop) % 3;
+      EXPECT_TRUE(at::equal(here, input_of(owner, kNumel, at::kFloat)));
+    }
+    EXPECT_EQ(record::current()->bytes(record::Axis::dp), 3 * 4 * kNumel);
+    const std::vector<record::Entry> entries = record::current()->entries();
+    ASSERT_EQ(entries.size(), 6u);
+    for (size_t i = 0; i < entries.size(); ++i) {
+      EXPECT_STREQ(entries[i].what, i % 2 == 0 ? "send" : "receive");
+      EXPECT_EQ(entries[i].bytes, i % 2 == 0 ? 4 * kNumel : 0);
+      EXPECT_NE(entries[i].end_ns, 0);
+    }
+  });
+}
+
+// A backend that is not Gloo, and writes down what it is asked for.
+class Listing : public c10d::Backend {
+ public:
+  Listing() : Backend(0, 2) {}
+  const std::string getBackendName() const override { return "listing"; }
+  void startCoalescing() override { calls += "start "; }
+  c10::intrusive_ptr<c10d::Work> endCoalescing() override { return note("end "); }
+  c10::intrusive_ptr<c10d::Work> send(std::vector<at::Tensor>&, int, int) override {
+    return note("send ");
+  }
+  c10::intrusive_ptr<c10d::Work> recv(std::vector<at::Tensor>&, int, int) override {
+    return note("receive ");
+  }
+  std::string calls;
+
+ private:
+  struct Listed : c10d::Work {
+    explicit Listed(std::string& list) : calls(list) {}
+    bool wait(std::chrono::milliseconds) override {
+      calls += "wait";
+      return true;
+    }
+    std::string& calls;
+  };
+  c10::intrusive_ptr<c10d::Work> note(const char* call) {
+    calls += call;
+    return c10::make_intrusive<Listed>(calls);
+  }
+};
+
+TEST(CollectivesTogether, SendReceiveIsOneCallToABackendWhoseSendsRendezvous) {
+  const auto backend = c10::make_intrusive<Listing>();
+  const Group group{.global_ranks = {0, 1},
+                    .channel = std::make_shared<Channel>(backend, [] { return ""; })};
+  const at::Tensor x = at::ones({3}), y = at::empty({3});
+  send_receive({.sent = x, .to = 1, .received = y, .from = 1}, group).wait();
+  EXPECT_EQ(backend->calls, "start send receive end wait");
 }
 
 TEST(CollectivesRecord, CountsBytesAndNamesTheCaller) {
