@@ -15,11 +15,11 @@ namespace picotron {
 Llama::Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options)
     : config_(config),
       tp_(mesh, options.sequence_parallel),
-      cp_(mesh.cp),
       body_(options.body),
       recompute_(options.recompute),
       is_first_stage_(mesh.is_first_stage()),
-      is_last_stage_(mesh.is_last_stage()) {
+      is_last_stage_(mesh.is_last_stage()),
+      attention_{&mesh.cp, 1 / std::sqrt(static_cast<double>(config.head_dim))} {
   const int64_t tp = mesh.tp.size(), sharing = mesh.key_value.size();
   check(config.num_attention_heads % tp == 0 && config.num_key_value_heads * sharing % tp == 0,
         "tp divides the heads");
@@ -38,8 +38,8 @@ Llama::Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options
     for (int64_t i = range.begin; i < range.end; ++i) layers.push_back(declare_layer(i));
   }
   if (is_last_stage_) {
-    final_norm_ = Norm::declare(parameters_, "model.norm", config.hidden_size,
-                                config.rms_norm_eps, body_, tp_);
+    final_norm_ = Norm::declare(parameters_, "model.norm", config.hidden_size, config.rms_norm_eps,
+                                body_, tp_);
     head_ = {!tied             ? matrix("lm_head.weight", Role::linear)
              : is_first_stage_ ? embedding_
                                : matrix("model.embed_tokens.weight", Role::embedding),
@@ -78,9 +78,9 @@ Llama::Layer Llama::declare_layer(int64_t index) {
           rows("mlp.down_proj", c.intermediate_size, c.mlp_bias)};
 }
 
-AttentionOutput Llama::attend(const at::Tensor& qkv, const TokenBatch& batch) const {
-  const Heads heads = split_heads(qkv, batch.rows, key_value_heads_, config_.head_dim);
-  return attention(heads.q, heads.k, heads.v, /*causal=*/true, 1 / std::sqrt(config_.head_dim));
+void Llama::attend(const TokenBatch& batch, LayerSaved& saved) const {
+  const auto [q, k, v] = heads_of(saved.qkv, batch);
+  saved.attention = attention_.forward(q, k, v);
 }
 
 void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, const at::Tensor& x,
@@ -92,7 +92,7 @@ void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, const at:
   apply_rope_(
       saved.qkv.view({tokens, -1, config_.head_dim}).narrow(1, 0, heads_ + key_value_heads_),
       batch.positions, rope_, /*inverse=*/false, body_);
-  saved.attention = attend(saved.qkv, batch);
+  attend(batch, saved);
   const at::Tensor attended =
       layer.o_proj.forward(saved.attention.out.transpose(1, 2).reshape({tokens, -1}));
 
@@ -105,7 +105,7 @@ void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, const at:
 at::Tensor Llama::layer_backward(const Layer& layer, const TokenBatch& batch, const at::Tensor& dx,
                                  LayerSaved& saved, Gradients& gradients) {
   if (!saved.qkv.defined()) layer_forward(layer, batch, saved.x, {}, saved);
-  if (!saved.attention.out.defined()) saved.attention = attend(saved.qkv, batch);
+  if (!saved.attention.out.defined()) attend(batch, saved);
   if (!saved.act.defined()) saved.act = swiglu(saved.gate_up, body_);
   const int64_t tokens = batch.rows * batch.columns;
   const at::Tensor dact = layer.down_proj.backward(dx, saved.act, gradients);
@@ -118,13 +118,11 @@ at::Tensor Llama::layer_backward(const Layer& layer, const TokenBatch& batch, co
   const at::Tensor dout = layer.o_proj.backward(dmid, out, gradients)
                               .view({batch.rows, batch.columns, heads_, config_.head_dim})
                               .transpose(1, 2);
-  const Heads heads = split_heads(saved.qkv, batch.rows, key_value_heads_, config_.head_dim);
-  const AttentionGradients dheads =
-      attention_backward(dout, heads.q, heads.k, heads.v, saved.attention,
-                         /*causal=*/true, 1 / std::sqrt(config_.head_dim));
+  const auto [q, k, v] = heads_of(saved.qkv, batch);
+  const AttentionGradients d = attention_.backward(dout, q, k, v, saved.attention);
   const at::Tensor dqkv = at::empty_like(saved.qkv);
-  const Heads into = split_heads(dqkv, batch.rows, key_value_heads_, config_.head_dim);
-  into.q.copy_(dheads.dq), into.k.copy_(dheads.dk), into.v.copy_(dheads.dv);
+  const Heads into = heads_of(dqkv, batch);
+  into.q.copy_(d.dq), into.k.copy_(d.dk), into.v.copy_(d.dv);
   apply_rope_(dqkv.view({tokens, -1, config_.head_dim}).narrow(1, 0, heads_ + key_value_heads_),
               batch.positions, rope_, /*inverse=*/true, body_);
   const at::Tensor dn1 = layer.qkv_proj.backward(dqkv, saved.n1, gradients);

@@ -24,6 +24,7 @@
 #include "kernels/attention.h"
 #include "kernels/rope.h"
 #include "model/architectures.h"
+#include "parallel/context_parallel.h"
 #include "parallel/parameter.h"
 #include "parallel/pipeline_parallel.h"
 #include "parallel/tensor_parallel.h"
@@ -102,17 +103,20 @@ class Llama : public Stage {
   // dx: gradient of the stream after the layer → of the stream before it.
   at::Tensor layer_backward(const Layer& layer, const TokenBatch& batch, const at::Tensor& dx,
                             LayerSaved& saved, Gradients& gradients);
-  AttentionOutput attend(const at::Tensor& qkv, const TokenBatch& batch) const;
+  Heads heads_of(const at::Tensor& qkv, const TokenBatch& batch) const {
+    return split_heads(qkv, batch.rows, key_value_heads_, config_.head_dim);
+  }
+  void attend(const TokenBatch& batch, LayerSaved& saved) const;
 
   LlamaConfig config_;
   TensorParallel tp_;
-  const Group& cp_;
   Body body_;
   Recompute recompute_;
   bool is_first_stage_, is_last_stage_;
   int64_t heads_, key_value_heads_;  // on this rank
   Parameters parameters_;
   RopeTables rope_;
+  ContextParallelAttention attention_;
   std::vector<std::vector<Layer>> chunks_;
   VocabParallelEmbedding embedding_;  // on the first stage
   Norm final_norm_;                   // on the last
