@@ -54,24 +54,30 @@ at::Tensor WholeTensors::local_part(int64_t index) const {
   return flat_.narrow(0, parameter.offset, parameter.numel()).view(parameter.local_shape());
 }
 
+std::vector<WholeTensors::Part> WholeTensors::parts_of(const std::string& name) const {
+  const int64_t index = index_of(name);
+  std::vector<Part> parts;
+  for (size_t rank = 0; rank < holders_.size(); ++rank) {
+    const int64_t* row = holders_[rank].const_data_ptr<int64_t>() + kColumns * index;
+    if (row[2] > 0) parts.push_back({static_cast<int>(rank), {row[0], row[1], row[2]}});
+  }
+  return parts;
+}
+
 at::Tensor WholeTensors::whole(const std::string& name) {
   const int64_t index = index_of(name);
   broadcast(at::full({1}, index, flat_.options().dtype(at::kLong)), 0, mesh_.world).wait();
   const at::Tensor result = at::empty(shapes_.at(name), flat_.options());
   int64_t numel = 0;
-  for (size_t rank = 0; rank < holders_.size(); ++rank) {
-    const auto place = holders_[rank][index];
-    const auto dim = place[0].item<int64_t>(), begin = place[1].item<int64_t>(),
-               end = place[2].item<int64_t>();
-    if (end == 0) continue;
-    const at::Tensor into = result.narrow(dim, begin, end - begin);
+  for (const auto& [rank, shard] : parts_of(name)) {
+    const at::Tensor into = result.narrow(shard.dim, shard.begin, shard.end - shard.begin);
     numel += into.numel();
     if (rank == 0) {
       into.copy_(local_part(index));
       continue;
     }
     const at::Tensor part = at::empty(into.sizes(), flat_.options());
-    receive(part, static_cast<int>(rank), mesh_.world).wait();
+    receive(part, rank, mesh_.world).wait();
     into.copy_(part);
   }
   check(numel == result.numel(), "the shards of a tensor make the whole of it");

@@ -30,6 +30,12 @@ class WholeTensors {
 
   // On rank 0: the whole tensor, on flat's device. BrokenInvariant where its parts leave a gap.
   at::Tensor whole(const std::string& name);
+  // On rank 0: which ranks hold which part of it, of replicas the first.
+  struct Part {
+    int global_rank;
+    Shard shard;
+  };
+  std::vector<Part> parts_of(const std::string& name) const;
   // On rank 0: no more questions.
   void finish();
   // On every other rank: answers until rank 0 has finished.

@@ -13,6 +13,7 @@
 #include "core/memory.h"
 #include "dist/device.h"
 #include "dist/launch.h"
+#include "train/samples.h"
 
 namespace picotron {
 namespace {
@@ -60,8 +61,9 @@ int check_and_launch(const std::vector<std::string>& arguments) {
     Rendezvous meeting = rendezvous;
     if (on_gpu && config.distributed.backend != Backend::gloo)
       meeting.backend = nccl_backends(*device);
-    const bool stopped = train(run, meeting, *device);
-    return stopped ? kStoppedAfterSave : 0;
+    const TrainResult result = train(run, meeting, *device);
+    if (log::speaks()) show_samples(result.folder + "/model", run);
+    return result.stopped ? kStoppedAfterSave : 0;
   });
 }
 

@@ -128,6 +128,16 @@ void check_schedule(const Config& config, Reasons& reasons) {
   }
 }
 
+void check_pipeline(const Config& config, Reasons& reasons) {
+  const Distributed& d = config.distributed;
+  if (d.pp_chunks > 1 && d.pp_engine != PpEngine::interleaved) {
+    reasons.add(
+        "pp_chunks {} is for the interleaved schedule and pp_engine is \"{}\"; use pp_chunks 1 or "
+        "pp_engine \"interleaved\"",
+        d.pp_chunks, to_string(d.pp_engine));
+  }
+}
+
 void check_device(const Config& config, Reasons& reasons) {
   const Distributed& d = config.distributed;
   if (d.use_cpu == true && d.backend == Backend::nccl) {
@@ -192,6 +202,7 @@ void check(const Config& config) {
   check_batch(config, reasons);
   check_sequence(config, reasons);
   check_schedule(config, reasons);
+  check_pipeline(config, reasons);
   check_device(config, reasons);
   check_heads(config, reasons);
   const Distributed& d = config.distributed;

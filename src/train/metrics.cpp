@@ -48,8 +48,12 @@ std::string set_aside(const std::string& path) {
 }
 
 RunLog::RunLog(const Run& run, const Device& device, int64_t last_step)
-    : run_(run), device_(device), last_step_(last_step), on_terminal_(isatty(STDOUT_FILENO) != 0) {
-  if (!log::speaks()) return;
+    : run_(run),
+      silent_(run.rehearsal || !log::speaks()),
+      device_(device),
+      last_step_(last_step),
+      on_terminal_(!silent_ && isatty(STDOUT_FILENO) != 0) {
+  if (silent_) return;
   const std::string& folder = run.config.checkpoint.save_dir;
   path_ = folder + "/metrics.jsonl";
   std::error_code error;
@@ -94,7 +98,7 @@ double RunLog::median_rate() const {
 
 void RunLog::print(const std::string& line) {
   if (on_terminal_) std::fputs("\r\033[K", stdout);
-  if (!line.empty()) log::print(line);
+  if (!silent_ && !line.empty()) log::print(line);
 }
 
 void RunLog::say_epoch(int64_t epoch) {
@@ -102,7 +106,7 @@ void RunLog::say_epoch(int64_t epoch) {
 }
 
 void RunLog::write(const StepMetrics& m) {
-  if (!log::speaks()) return;
+  if (silent_) return;
   history_.push_back(m);
   const double rate = static_cast<double>(m.tokens_per_step) / m.step_seconds;
   const auto ranks = static_cast<double>(world_size(run_.config));
@@ -155,7 +159,7 @@ void RunLog::draw_progress(int64_t step) {
 }
 
 void RunLog::summary(const std::string& folder, bool stopped) {
-  if (!log::speaks() || history_.empty()) return;
+  if (silent_ || history_.empty()) return;
   const StepMetrics& last = history_.back();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();

@@ -28,11 +28,11 @@ struct StepMetrics {
   int64_t trained_tokens = 0, tokens_per_step = 0;
   double step_seconds = 0;
   int64_t memory_bytes = 0;  // peak, of this rank's process
-  record::Bytes bytes{};     // this rank sent in this step
+  record::Bytes bytes{};     // all ranks sent in this step, by axis
   std::optional<double> validation_loss;
 };
 
-// Of every rank, but only rank 0 prints and writes.
+// Of every rank, but only rank 0 prints and writes, and in a rehearsal nobody does.
 class RunLog {
  public:
   // Prints what is about to be trained and opens <save_dir>/metrics.jsonl; an older one there is
@@ -54,6 +54,7 @@ class RunLog {
   double median_rate() const;                  // tokens per second, the first steps left out
 
   const Run& run_;
+  const bool silent_;
   const Device& device_;
   const int64_t last_step_;
   const bool on_terminal_;

@@ -19,6 +19,7 @@ struct Run {
   c10::ScalarType dtype = c10::kFloat;  // of the computation
   std::string tokenizer;                // "builtin:stories", "bytes", or "" where none is known
   std::vector<std::string> warnings;    // sentences for rank 0 to say
+  bool rehearsal = false;               // verify, explain: nothing is printed, nothing is written
 };
 
 // `on_gpu`: whether the ranks compute on one. Says nothing itself, for every rank calls it.

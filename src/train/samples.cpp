@@ -1,10 +1,12 @@
 // Tokens before a prompt, tokens after it, and back to text.
 #include "train/samples.h"
 
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 
+#include "checkpoint/huggingface.h"
 #include "core/log.h"
 
 namespace picotron {
@@ -32,9 +34,14 @@ std::vector<std::string> write_texts(Llama& model, const Tokenizer& tokenizer,
   return texts;
 }
 
-void show_samples(Llama& model, const Run& run) {
+void show_samples(const std::string& folder, const Run& run) {
   const std::shared_ptr<const Tokenizer> tokenizer = run.datasets.train->tokenizer();
   if (tokenizer == nullptr) return;
+  const at::NoGradGuard no_backward;
+  const Mesh alone;
+  Llama model(run.architecture, alone,
+              {.tensors = run.dtype, .max_positions = run.config.training.seq_length});
+  load_huggingface(folder, run.architecture, model.parameters());
   log::print("\nThree texts that the model has just written:");
   const SamplingOptions options{.max_new_tokens = 200,
                                 .temperature = 0.8,

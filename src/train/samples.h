@@ -18,8 +18,8 @@ std::vector<std::string> write_texts(Llama& model, const Tokenizer& tokenizer,
                                      const std::string& prompt, int64_t samples,
                                      SamplingOptions options);
 
-// Prints three texts of a model that was trained on words we can spell; nothing where the data are
-// bare tokens.
-void show_samples(Llama& model, const Run& run);
+// Prints three texts by the model that a run has saved in `folder`, if it was trained on words we
+// can spell; nothing where the data are bare tokens. On rank 0, alone.
+void show_samples(const std::string& folder, const Run& run);
 
 }  // namespace picotron

@@ -22,10 +22,10 @@
 #include "dist/launch.h"
 #include "model/initial_values.h"
 #include "model/llama.h"
+#include "train/layout.h"
 #include "train/learning_rate.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
-#include "train/samples.h"
 
 namespace picotron {
 namespace {
@@ -46,23 +46,11 @@ class Stopwatch {
 // waits.
 struct StepResult {
   int64_t step = 0;  // from 1
-  // [2] fp64, sums over the world: the mean loss, and how many ranks were asked to stop.
-  at::Tensor loss_and_stop;
-  at::Tensor norm;        // 0-dim fp64, before clipping
-  record::Bytes bytes{};  // sent, by axis
+  // [2 + axes] fp64, sums over the world: the mean loss, how many ranks were asked to stop, and
+  // the bytes they sent on each axis.
+  at::Tensor sums;
+  at::Tensor norm;  // 0-dim fp64, before clipping
 };
-
-AxisSizes axis_sizes(const Config& config) {
-  const Distributed& d = config.distributed;
-  return {static_cast<int>(d.dp_size), static_cast<int>(d.pp_size), static_cast<int>(d.cp_size),
-          static_cast<int>(d.tp_size)};
-}
-
-Schedule make_schedule(const Config& config, const Mesh& mesh) {
-  const int64_t microbatches = gradient_accumulation_steps(config);
-  if (config.distributed.pp_engine == PpEngine::afab) return all_forward_all_backward(microbatches);
-  return one_forward_one_backward(mesh.my.pp, mesh.sizes.pp, microbatches);
-}
 
 BatchLoader make_loader(const Run& run, const Mesh& mesh, const Dataset& dataset, bool shuffle) {
   return BatchLoader(dataset, {.global_batch_size = global_batch_size(run.config),
@@ -110,34 +98,44 @@ double validate(Llama& model, const Run& run, const Mesh& mesh, at::Device devic
   const int64_t whole_batches = run.datasets.validation->num_rows() / global_batch_size(run.config);
   const int64_t batches =
       std::min(run.config.training.eval_steps, std::max<int64_t>(whole_batches, 1));
+  const Schedule forwards = schedule_of_stage(run.config, mesh.my.pp, /*forward_only=*/true);
   const at::Tensor loss = at::zeros({}, at::TensorOptions(at::kDouble).device(device));
-  for (int64_t i = 0; i < batches; ++i) {
-    for (const TokenBatch& batch : next_batches(loader, i, device))
-      model.evaluate(0, batch, {}, loss);
-  }
+  for (int64_t i = 0; i < batches; ++i)
+    loss.add_(run_forward(forwards, model, next_batches(loader, i, device), mesh));
   all_reduce(loss, mesh.world).wait();
   return loss.item<double>() /
          static_cast<double>(batches * tokens_per_step(run.config) * mesh.sizes.tp);
 }
 
-// Writes <save_dir>/<step>/model, a Hugging Face folder, and returns the step's folder. Every rank
-// has all values.
-std::string save_model(Llama& model, const Run& run, const Mesh& mesh, int64_t step) {
+// Writes <save_dir>/<step>/model, a Hugging Face folder, and returns the step's folder.
+std::string save_model(const Llama& model, const Run& run, const Mesh& mesh, int64_t step) {
   const std::string folder = fmt::format("{}/{}", run.config.checkpoint.save_dir, step);
-  if (mesh.global_rank == 0) {
-    set_aside(folder);
-    const DType stored = run.dtype == at::kBFloat16 ? DType::bfloat16 : DType::float32;
-    save_huggingface(folder + "/model", model.config(), model.parameters(),
-                     {.dtype = stored, .tokenizer = run.tokenizer});
-  }
+  if (mesh.global_rank == 0) set_aside(folder);
+  const DType stored = run.dtype == at::kBFloat16 ? DType::bfloat16 : DType::float32;
+  save_huggingface(folder + "/model", model.config(), model.parameters(), model.parameters().flat(),
+                   mesh, {.dtype = stored, .tokenizer = run.tokenizer});
   barrier(mesh.world);
   return folder;
+}
+
+// What ranks know alone becomes everybody's, at the same step: the loss of the last stages, whether
+// a signal asked this one to stop, and what each has sent.
+at::Tensor sum_over_world(const at::Tensor& loss, const record::Bytes& bytes_before,
+                          const Mesh& mesh) {
+  std::vector<double> mine = {stop_requested() ? 1.0 : 0.0};
+  for (const int64_t bytes : record::bytes_sent_since(bytes_before))
+    mine.push_back(static_cast<double>(bytes));
+  const at::Tensor sums =
+      at::cat({loss.view({1}), at::tensor(mine, at::kDouble).to(loss.device())});
+  all_reduce(sums, mesh.world).wait();
+  return sums;
 }
 
 // Waits for the device. Every rank reads the same numbers. RunError where they are not finite: the
 // optimizer has then changed nothing.
 StepMetrics read(const StepResult& result, const Training& training, int64_t tokens_per_step) {
-  const double loss = result.loss_and_stop[0].item<double>(), norm = result.norm.item<double>();
+  const at::Tensor sums = result.sums.to(at::kCPU);
+  const double loss = sums[0].item<double>(), norm = result.norm.item<double>();
   if (!std::isfinite(loss) || !std::isfinite(norm)) {
     const auto text = [](double value) {
       return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
@@ -147,13 +145,16 @@ StepMetrics read(const StepResult& result, const Training& training, int64_t tok
         "training.grad_clip 1.0 may help",
         result.step, text(loss), text(norm));
   }
+  record::Bytes bytes{};
+  for (size_t i = 0; i < bytes.size(); ++i)
+    bytes[i] = static_cast<int64_t>(sums[static_cast<int64_t>(2 + i)].item<double>());
   return {.step = result.step,
           .loss = loss,
           .grad_norm = norm,
           .learning_rate = learning_rate(training, result.step),
           .trained_tokens = result.step * tokens_per_step,
           .tokens_per_step = tokens_per_step,
-          .bytes = result.bytes};
+          .bytes = bytes};
 }
 
 // The first step number after which nothing is left to do.
@@ -167,23 +168,23 @@ int64_t last_step(const Config& config) {
 
 }  // namespace
 
-bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
-           const TrainObserver& observer) {
+TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& device,
+                  const TrainObserver& observer) {
   const Config& config = run.config;
   const Training& training = config.training;
   const at::NoGradGuard backward_is_written_out;
-  const Body body = config.kernels.fused ? Body::fused : Body::plain;
 
-  const Mesh mesh = make_mesh(axis_sizes(config), rendezvous, {.order = config.distributed.mesh_order});
-  Llama model(run.architecture, mesh,
-              {at::TensorOptions(run.dtype).device(device.torch()), training.seq_length, body});
+  const Mesh mesh =
+      make_mesh(axis_sizes(config), rendezvous, mesh_options(config, run.architecture));
+  Llama model(run.architecture, mesh, llama_options(run, mesh.my.pp, device.torch()));
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
                       {.zero_stage = static_cast<int>(config.distributed.zero_stage)});
   // The gradient buffer, unused until the first step, has the masters' layout and precision.
   fill_values(gradients.flat(), model, run);
   model.parameters().flat().copy_(gradients.flat());
-  ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training, body);
-  const Schedule schedule = make_schedule(config, mesh);
+  ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training,
+                             config.kernels.fused ? Body::fused : Body::plain);
+  const Schedule schedule = schedule_of_stage(config, mesh.my.pp);
   const BatchLoader batches = make_loader(run, mesh, *run.datasets.train, config.dataset.shuffle);
   RunLog log(run, device, last_step(config));
 
@@ -197,19 +198,15 @@ bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
     const record::Bytes bytes_before = record::bytes_sent();
     if (const auto epoch = batches.epoch_begun(step)) log.say_epoch(*epoch);
     const std::vector<TokenBatch> microbatches = next_batches(batches, step++, device.torch());
+    const StepView view{step, model, gradients, mesh};
 
-    const at::Tensor loss = run_schedule(schedule, model, microbatches, scale, gradients);
-    if (observer.after_backward) observer.after_backward(step, model.parameters(), gradients);
+    const at::Tensor loss = run_schedule(schedule, model, microbatches, scale, gradients, mesh);
+    if (observer.after_backward) observer.after_backward(view);
     const at::Tensor norm = gradients.norm();
     const at::Tensor factor = clip_factor(norm, training.grad_clip, gradients.flat().scalar_type());
     optimizer.step(step, learning_rate(training, step), factor);
-
-    // What one rank knows alone (a signal) becomes everybody's in the loss's own reduction, at the
-    // same step.
-    const at::Tensor loss_and_stop =
-        at::stack({loss / mesh.sizes.tp, at::full_like(loss, stop_requested() ? 1.0 : 0.0)});
-    all_reduce(loss_and_stop, mesh.world).wait();
-    in_flight.push_back({step, loss_and_stop, norm, record::bytes_sent_since(bytes_before)});
+    if (observer.after_update) observer.after_update(view);
+    in_flight.push_back({step, sum_over_world(loss / mesh.sizes.tp, bytes_before, mesh), norm});
 
     const bool last = step == last_step(config);
     const bool evaluates =
@@ -221,17 +218,17 @@ bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
       metrics.memory_bytes = device.peak_memory_bytes();
       if (evaluates && metrics.step == step)
         metrics.validation_loss = validate(model, run, mesh, device.torch());
-      stopping = stopping || in_flight.front().loss_and_stop[1].item<double>() > 0;
+      stopping = stopping || in_flight.front().sums[1].item<double>() > 0;
       log.write(metrics);
+      if (observer.after_reading) observer.after_reading(metrics);
       if (evaluates) watch.lap();
     }
   }
 
-  if (observer.at_end) observer.at_end(model.parameters());
+  if (run.rehearsal) return {.stopped = stopping, .folder = ""};
   const std::string folder = save_model(model, run, mesh, step);
   log.summary(folder, stopping);
-  if (mesh.global_rank == 0) show_samples(model, run);
-  return stopping;
+  return {stopping, folder};
 }
 
 }  // namespace picotron

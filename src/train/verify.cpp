@@ -1,0 +1,238 @@
+// What is kept of a model when it is made small, what is compared, and how the guilty axis is found.
+#include "train/verify.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/error.h"
+#include "dist/launch.h"
+
+namespace picotron {
+namespace {
+
+constexpr int64_t kHeadDim = 4, kHidden = 24, kSteps = 3, kMostMicrobatches = 8;
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+
+// Tokens without any order, the same on every rank.
+class RandomTokens : public Dataset {
+ public:
+  RandomTokens(int64_t seq_length, int64_t vocab) : seq_length_(seq_length), vocab_(vocab) {}
+  const std::string& name() const override { return name_; }
+  int64_t seq_length() const override { return seq_length_; }
+  int64_t num_rows() const override { return 1'000'000; }
+  void read_row(int64_t row, std::span<int32_t> out) const override {
+    for (size_t i = 0; i < out.size(); ++i) {
+      const uint64_t place = static_cast<uint64_t>(row * seq_length_) + i;
+      out[i] = static_cast<int32_t>(mix(place) % static_cast<uint64_t>(vocab_));
+    }
+  }
+  std::string locate(int64_t row, int64_t column) const override {
+    return fmt::format("random tokens, row {}, column {}", row, column);
+  }
+
+ private:
+  // SplitMix64's finalizer (Steele, Lea and Flood 2014).
+  static uint64_t mix(uint64_t x) {
+    x = (x + 1) * 0x9e3779b97f4a7c15;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+    return x ^ (x >> 31);
+  }
+  const std::string name_ = "random tokens";
+  const int64_t seq_length_, vocab_;
+};
+
+// The smallest size ≥ least that leaves the same remainder over `parts`: what was uneven stays so.
+int64_t alike(int64_t size, int64_t parts, int64_t least) {
+  const int64_t remainder = size % parts;
+  return (least + parts - 1 - remainder) / parts * parts + remainder;
+}
+
+double relative(double a, double b) {
+  const double difference = std::abs(a - b) / std::max(std::abs(b), 1e-300);
+  return std::isfinite(difference) ? difference : kNoLimit;
+}
+
+Distances::Worst worst_of(const Trace::Tensors& mine, const Trace::Tensors& reference,
+                          int64_t step) {
+  check(mine.size() == reference.size(), "two runs of one model have the same tensors");
+  Distances::Worst worst{.distance = -1, .name = "", .step = step, .index = 0};
+  for (const auto& [name, b] : reference) {
+    const at::Tensor wide = b.to(at::kDouble);
+    const at::Tensor difference = (mine.at(name).to(at::kDouble) - wide).abs().view({-1});
+    const double scale = std::max(wide.abs().max().item<double>(), 1e-300);
+    double distance = difference.max().item<double>() / scale;
+    if (!std::isfinite(distance)) distance = kNoLimit;
+    if (distance > worst.distance)
+      worst = {distance, name, step, difference.argmax().item<int64_t>()};
+  }
+  return worst;
+}
+
+}  // namespace
+
+bool Distances::within(const Tolerance& t) const {
+  return loss <= t.loss && grad_norm <= t.grad_norm &&
+         first_gradient.distance <= t.first_gradients && gradient.distance <= t.gradients &&
+         weight.distance <= t.weights;
+}
+
+Distances distances(const Trace& mine, const Trace& reference) {
+  check(mine.steps.size() == reference.steps.size(), "two runs of equally many steps");
+  Distances result;
+  for (size_t i = 0; i < reference.steps.size(); ++i) {
+    const Trace::Step &a = mine.steps[i], &b = reference.steps[i];
+    result.loss = std::max(result.loss, relative(a.loss, b.loss));
+    result.grad_norm = std::max(result.grad_norm, relative(a.grad_norm, b.grad_norm));
+    const auto step = static_cast<int64_t>(i) + 1;
+    const Distances::Worst gradient = worst_of(a.gradients, b.gradients, step);
+    const Distances::Worst weight = worst_of(a.weights, b.weights, step);
+    if (i == 0) result.first_gradient = gradient;
+    if (i == 0 || gradient.distance > result.gradient.distance) result.gradient = gradient;
+    if (i == 0 || weight.distance > result.weight.distance) result.weight = weight;
+  }
+  return result;
+}
+
+Tolerance tolerance_of(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return {1e-10, 1e-10, 1e-10, 1e-10, 1e-10};
+    case DType::float32:
+      return {1e-5, 1e-4, 1e-4, kNoLimit, kNoLimit};
+    case DType::bfloat16:
+      return {2e-2, 2e-2, kNoLimit, kNoLimit, kNoLimit};
+  }
+  throw BrokenInvariant("every dtype is handled");
+}
+
+ShrunkRun shrink(const Config& config, const LlamaConfig& architecture, DType dtype,
+                 OptimizerKind optimizer) {
+  ShrunkRun small{config, architecture};
+  Distributed& d = small.config.distributed;
+  LlamaConfig& m = small.architecture;
+  // As many key/value heads as tp asks for, if they divide over it; else they are fewer than ranks
+  // already.
+  const int64_t group = m.num_attention_heads / m.num_key_value_heads;
+  if (m.num_key_value_heads % d.tp_size == 0) m.num_key_value_heads = d.tp_size;
+  m.num_attention_heads = group * m.num_key_value_heads;
+  m.head_dim = kHeadDim;
+  m.hidden_size = kHidden;
+  m.intermediate_size = alike(m.intermediate_size, d.tp_size, 3 * d.tp_size);
+  m.vocab_size = alike(m.vocab_size, d.tp_size, std::max<int64_t>(17, 3 * d.tp_size));
+  m.num_hidden_layers =
+      std::min(m.num_hidden_layers, alike(m.num_hidden_layers, d.pp_size * d.pp_chunks,
+                                          std::max<int64_t>(2, d.pp_size * d.pp_chunks)));
+  m.initializer_range = 0.3;  // so that every non-linearity bends
+
+  Training& t = small.config.training;
+  const int64_t divisor =
+      (d.cp_size > 1 ? 2 * d.cp_size : 1) * (d.sequence_parallel ? d.tp_size : 1);
+  t.seq_length = (12 + divisor - 1) / divisor * divisor;
+  m.max_position_embeddings = t.seq_length;
+  t.gradient_accumulation_steps = std::min(gradient_accumulation_steps(config), kMostMicrobatches);
+  t.micro_batch_size = std::min<int64_t>(t.micro_batch_size, 2);
+  t.global_batch_size.reset();
+  t.total_train_steps = kSteps;
+  t.max_tokens.reset();
+  t.eval_interval = 0;
+  t.optimizer = optimizer;
+  t.learning_rate = optimizer == OptimizerKind::sgd ? 0.1 : 1e-2;
+  t.lr_schedule = LrSchedule::constant;
+  t.warmup_steps = 0;
+  t.adam_eps = 1e-4;  // with a smaller one tiny gradients amplify rounding
+  small.config.dataset.shuffle = false;
+  small.config.model.dtype = dtype;
+  small.config.model.init = Init::normal;
+  small.config.model.init_from.reset();
+  small.config.distributed.use_cpu = true;
+  small.config.distributed.backend = Backend::gloo;
+  return small;
+}
+
+ShrunkRun on_one_rank(const ShrunkRun& run) {
+  ShrunkRun one = run;
+  one.config.training.gradient_accumulation_steps *= run.config.distributed.dp_size;
+  one.config.training.recompute = Recompute::none;
+  one.config.distributed = Distributed{.use_cpu = true};
+  return one;
+}
+
+Run rehearse(const ShrunkRun& shrunk) {
+  Run run;
+  run.config = shrunk.config;
+  run.architecture = shrunk.architecture;
+  run.datasets.train = std::make_unique<RandomTokens>(shrunk.config.training.seq_length,
+                                                      shrunk.architecture.vocab_size);
+  const DType dtype = *shrunk.config.model.dtype;
+  run.dtype = dtype == DType::float64   ? at::kDouble
+              : dtype == DType::float32 ? at::kFloat
+                                        : at::kBFloat16;
+  run.rehearsal = true;
+  return run;
+}
+
+Trace trace_as_threads(const ShrunkRun& shrunk) {
+  const Run run = rehearse(shrunk);
+  std::vector<Trace> traces(static_cast<size_t>(world_size(shrunk.config)));
+  const int code = launch({.world_size = static_cast<int>(traces.size()),
+                           .ranks = Ranks::threads,
+                           .threads_per_rank = 1,
+                           .argv = {}},
+                          [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
+                            const auto device =
+                                open_device({.use_cpu = true, .local_rank = local_rank});
+                            Trace& trace = traces[static_cast<size_t>(rendezvous.global_rank)];
+                            train(run, rendezvous, *device, tracer(trace));
+                            return 0;
+                          });
+  if (code != 0) throw run_error("a rank of the small model failed");
+  return std::move(traces[0]);
+}
+
+std::string likely_cause(const ShrunkRun& shrunk, const Tolerance& tolerance) {
+  struct Suspect {
+    const char* name;
+    std::function<bool(ShrunkRun&)> remove;  // false where it is not there
+  };
+  const auto axis = [](int64_t Distributed::*size) {
+    return [size](ShrunkRun& run) {
+      int64_t& value = run.config.distributed.*size;
+      // The same global batch on fewer replicas.
+      if (size == &Distributed::dp_size) run.config.training.gradient_accumulation_steps *= value;
+      return std::exchange(value, 1) > 1;
+    };
+  };
+  const std::vector<Suspect> suspects = {
+      {"sequence_parallel",
+       [](ShrunkRun& run) {
+         return std::exchange(run.config.distributed.sequence_parallel, false);
+       }},
+      {"recompute",
+       [](ShrunkRun& run) {
+         return std::exchange(run.config.training.recompute, Recompute::none) != Recompute::none;
+       }},
+      {"pp_chunks",
+       [](ShrunkRun& run) { return std::exchange(run.config.distributed.pp_chunks, 1) > 1; }},
+      {"zero_stage",
+       [](ShrunkRun& run) { return std::exchange(run.config.distributed.zero_stage, 0) == 1; }},
+      {"tp", axis(&Distributed::tp_size)},
+      {"cp", axis(&Distributed::cp_size)},
+      {"pp", axis(&Distributed::pp_size)},
+      {"dp", axis(&Distributed::dp_size)}};
+  const Trace reference = trace_as_threads(on_one_rank(shrunk));
+  std::string causes;
+  for (const Suspect& suspect : suspects) {
+    ShrunkRun without = shrunk;
+    if (!suspect.remove(without)) continue;
+    if (!distances(trace_as_threads(without), reference).within(tolerance)) continue;
+    causes += (causes.empty() ? "" : " and ") + std::string(suspect.name);
+  }
+  return causes;
+}
+
+}  // namespace picotron
