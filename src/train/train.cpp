@@ -59,9 +59,11 @@ AxisSizes axis_sizes(const Config& config) {
 }
 
 Schedule make_schedule(const Config& config, const Mesh& mesh) {
-  const int64_t microbatches = gradient_accumulation_steps(config);
-  if (config.distributed.pp_engine == PpEngine::afab) return all_forward_all_backward(microbatches);
-  return one_forward_one_backward(mesh.my.pp, mesh.sizes.pp, microbatches);
+  return make_schedule({.engine = config.distributed.pp_engine,
+                        .stage = mesh.my.pp,
+                        .stages = mesh.sizes.pp,
+                        .chunks = static_cast<int>(config.distributed.pp_chunks),
+                        .microbatches = gradient_accumulation_steps(config)});
 }
 
 BatchLoader make_loader(const Run& run, const Mesh& mesh, const Dataset& dataset, bool shuffle) {

@@ -103,8 +103,8 @@ TEST_P(LlamaTest, LossAndEveryGradientAreThoseOfThePlainModel) {
   const VjpResult expected = judge(GetParam().config, t.model.parameters(), batches);
   const std::vector<at::Tensor> gradients = expected.pullback(at::ones({}, at::kDouble));
 
-  for (const Schedule& schedule :
-       {one_forward_one_backward(0, 1, 3), all_forward_all_backward(3)}) {
+  for (const Schedule& schedule : {make_schedule({.microbatches = 3}),
+                                   make_schedule({.engine = PpEngine::afab, .microbatches = 3})}) {
     const at::Tensor loss = run_schedule(schedule, t.model, batches, kScale, t.gradients);
     EXPECT_LT(distance(loss, expected.output), kJudge);
     for (size_t i = 0; i < gradients.size(); ++i) {
@@ -131,7 +131,7 @@ TEST_P(LlamaTest, LogitsAndValidationLossAreThoseOfThePlainModel) {
     sum += loss;
   }
   const at::Tensor trained =
-      run_schedule(one_forward_one_backward(0, 1, 3), t.model, batches, kScale, t.gradients);
+      run_schedule(make_schedule({.microbatches = 3}), t.model, batches, kScale, t.gradients);
   EXPECT_TRUE(same_bits(trained, sum * kScale)) << "evaluate() and training give one loss";
 }
 
@@ -172,7 +172,7 @@ Case tied_with_biases() {
 TEST(LlamaTrainingTest, TheSameStepTwiceGivesTheSameBits) {
   Trained t(tied_with_biases());
   const std::vector<TokenBatch> batches = three_batches();
-  const Schedule schedule = one_forward_one_backward(0, 1, 3);
+  const Schedule schedule = make_schedule({.microbatches = 3});
   const at::Tensor first_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients);
   const at::Tensor first = t.gradients.flat().clone();
   const at::Tensor second_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients);
@@ -183,7 +183,7 @@ TEST(LlamaTrainingTest, TheSameStepTwiceGivesTheSameBits) {
 TEST(LlamaTrainingTest, ProductsQueuedAndDrainedLaterGiveTheSameGradients) {
   Trained direct(tied_with_biases()), queued(tied_with_biases(), {.bucket_numel = 100});
   const std::vector<TokenBatch> batches = three_batches();
-  run_schedule(one_forward_one_backward(0, 1, 3), direct.model, batches, kScale, direct.gradients);
+  run_schedule(make_schedule({.microbatches = 3}), direct.model, batches, kScale, direct.gradients);
 
   Gradients& gradients = queued.gradients;
   const at::Tensor loss = at::zeros({}, at::kDouble);
@@ -212,7 +212,7 @@ TEST(LlamaTrainingTest, ProductsQueuedAndDrainedLaterGiveTheSameGradients) {
 TEST(LlamaTrainingTest, AnUndrainedQueueIsFound) {
   Trained t(tied_with_biases());
   t.gradients.queue_products(true);
-  EXPECT_THROW(run_schedule(one_forward_one_backward(0, 1, 3), t.model, three_batches(), kScale,
+  EXPECT_THROW(run_schedule(make_schedule({.microbatches = 3}), t.model, three_batches(), kScale,
                             t.gradients),
                BrokenInvariant);
 }
@@ -221,7 +221,7 @@ TEST(LlamaTrainingTest, LowerPrecisionsStayNearFloat64) {
   const Case c = tied_with_biases();
   Trained exact(c);
   const std::vector<TokenBatch> batches = three_batches();
-  const Schedule schedule = one_forward_one_backward(0, 1, 3);
+  const Schedule schedule = make_schedule({.microbatches = 3});
   for (const auto& [dtype, allowed] :
        {std::pair{at::kFloat, 1e-5}, std::pair{at::kBFloat16, 6e-2}}) {
     Mesh mesh;
@@ -244,7 +244,7 @@ TEST(LlamaTrainingTest, TwoTensorParallelRanksHaveThePartsOfOnesGradients) {
   Case c = tied_with_biases();
   c.config.num_attention_heads = 4, c.config.num_key_value_heads = 2;
   const std::vector<TokenBatch> batches = three_batches();
-  const Schedule schedule = one_forward_one_backward(0, 1, 3);
+  const Schedule schedule = make_schedule({.microbatches = 3});
   Trained one(c);
   const at::Tensor loss = run_schedule(schedule, one.model, batches, kScale, one.gradients);
   const at::Tensor norm = one.gradients.norm();

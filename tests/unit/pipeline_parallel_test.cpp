@@ -74,7 +74,7 @@ TEST(PipelineParallelTest, FollowsTheListAndScalesTheLossOnce) {
   const auto batches = batches_of({7, 5, 11});
   for (int step = 0; step < 2; ++step) {
     r.stage.calls.clear();
-    EXPECT_EQ(r.run(one_forward_one_backward(0, 1, 3), batches), (7 + 5 + 11) * 0.25);
+    EXPECT_EQ(r.run(make_schedule({.microbatches = 3}), batches), (7 + 5 + 11) * 0.25);
     EXPECT_EQ(r.stage.calls, "F7 B7 F5 B5 F11 B11 ");
     EXPECT_EQ(r.stage.scale_seen, 0.25);
     EXPECT_EQ(r.stage.most_alive, 1) << "what a forward kept is freed by its backward";
@@ -85,7 +85,9 @@ TEST(PipelineParallelTest, FollowsTheListAndScalesTheLossOnce) {
 
 TEST(PipelineParallelTest, AllForwardsFirstKeepsAllAndGivesTheSame) {
   Runner r;
-  EXPECT_EQ(r.run(all_forward_all_backward(3), batches_of({7, 5, 11})), (7 + 5 + 11) * 0.25);
+  EXPECT_EQ(
+      r.run(make_schedule({.engine = PpEngine::afab, .microbatches = 3}), batches_of({7, 5, 11})),
+      (7 + 5 + 11) * 0.25);
   EXPECT_EQ(r.stage.calls, "F7 F5 F11 B7 B5 B11 ");
   EXPECT_EQ(r.stage.most_alive, 3);
   EXPECT_EQ(r.stage.alive, 0);
@@ -105,14 +107,14 @@ TEST(PipelineParallelTest, ABackwardBeforeItsForwardIsABrokenSchedule) {
 
 TEST(PipelineParallelTest, AScheduleThatLeavesOutAMicrobatchIsFound) {
   Runner r;
-  EXPECT_THROW(r.run(one_forward_one_backward(0, 1, 1), batches_of({7, 5})), BrokenInvariant);
+  EXPECT_THROW(r.run(make_schedule({.microbatches = 1}), batches_of({7, 5})), BrokenInvariant);
 }
 
 TEST(PipelineParallelTest, EveryActionIsInTheRecord) {
   Runner r;
   record::Recorder recorder;
   const record::Attach attached(&recorder);
-  r.run(one_forward_one_backward(0, 1, 2), batches_of({7, 5}));
+  r.run(make_schedule({.microbatches = 2}), batches_of({7, 5}));
   std::string seen;
   for (const record::Entry& entry : recorder.entries()) {
     if (entry.kind != record::Kind::action) continue;
