@@ -110,8 +110,7 @@ std::string place_of(int global_rank, const AxisSizes& sizes, const std::string&
   return place;
 }
 
-Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
-               const std::string& mesh_order) {
+Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshOptions& options) {
   if (sizes.world() != rendezvous.world_size) {
     throw user_error(
         "the config's dp {} · pp {} · cp {} · tp {} = {} ranks, but {} were started; "
@@ -119,7 +118,7 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
         sizes.dp, sizes.pp, sizes.cp, sizes.tp, sizes.world(), rendezvous.world_size,
         sizes.world());
   }
-  const Order order = parse_order(mesh_order);
+  const Order order = parse_order(options.order);
   const int me = rendezvous.global_rank;
   Mesh mesh{.sizes = sizes,
             .my = coordinates_in(me, sizes, order),
@@ -128,7 +127,8 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
 
   const std::shared_ptr<Heartbeat> heartbeat = rendezvous.heartbeat;
   if (heartbeat != nullptr) {
-    heartbeat->set_places([=](int rank) { return place_of(rank, sizes, mesh_order); });
+    heartbeat->set_places(
+        [=, axes = options.order](int rank) { return place_of(rank, sizes, axes); });
   }
   const auto diagnose = [heartbeat]() -> std::string {
     return heartbeat != nullptr ? heartbeat->diagnose() : "the connection to another rank failed";
@@ -137,20 +137,20 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
                                  : rendezvous.backend       ? rendezvous.backend
                                                             : gloo_backend(rendezvous.address);
 
-  const auto make_group = [&](record::Axis axis, const std::vector<int AxisSizes::*>& axes) {
-    Group group{.axis = axis, .global_ranks = members_along(axes, mesh.my, sizes, order)};
+  // Every member of every group must come to it in one order; `name` tells groups apart.
+  const auto join = [&](record::Axis axis, const std::vector<int>& members,
+                        const std::string& name) {
+    Group group{.axis = axis, .global_ranks = members};
     const auto mine = std::find(group.global_ranks.begin(), group.global_ranks.end(), me);
     group.rank = static_cast<int>(mine - group.global_ranks.begin());
     if (group.size() == 1) return group;
-    // Groups of one axis have no rank in common, so the first member tells them apart.
-    const std::string name =
-        fmt::format("group/{}/{}", record::name_of(axis), group.global_ranks.front());
     try {
       group.channel = std::make_shared<Channel>(
-          backend({.store = c10::make_intrusive<c10d::PrefixStore>(name, rendezvous.store),
-                   .rank = group.rank,
-                   .size = group.size(),
-                   .timeout = operation_timeout(rendezvous.timeout)}),
+          backend(
+              {.store = c10::make_intrusive<c10d::PrefixStore>("group/" + name, rendezvous.store),
+               .rank = group.rank,
+               .size = group.size(),
+               .timeout = operation_timeout(rendezvous.timeout)}),
           diagnose);
     } catch (const std::exception&) {
       throw run_error("the ranks did not meet within {} s: {}", rendezvous.timeout.count() / 1000,
@@ -158,13 +158,37 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
     }
     return group;
   };
+  const auto make_group = [&](record::Axis axis, const std::vector<int AxisSizes::*>& axes) {
+    const std::vector<int> members = members_along(axes, mesh.my, sizes, order);
+    // Groups of one axis have no rank in common, so the first member tells them apart.
+    return join(axis, members, fmt::format("{}/{}", record::name_of(axis), members.front()));
+  };
   // In `order`, so that a rank in the world's group is its global rank.
   mesh.world = make_group(record::Axis::world, {order.begin(), order.end()});
   mesh.tp = make_group(record::Axis::tp, {&AxisSizes::tp});
   mesh.cp = make_group(record::Axis::cp, {&AxisSizes::cp});
   mesh.dp = make_group(record::Axis::dp, {&AxisSizes::dp});
-  mesh.pp = make_group(record::Axis::pp, {&AxisSizes::pp});
   mesh.dp_cp = make_group(record::Axis::dp_cp, {&AxisSizes::dp, &AxisSizes::cp});
+
+  const std::vector<int> stages = members_along({&AxisSizes::pp}, mesh.my, sizes, order);
+  for (const bool activations : {true, false}) {
+    PipelineGroups& pipeline = mesh.pipeline;
+    Group& up = activations ? pipeline.activations_in : pipeline.gradients_out;
+    Group& down = activations ? pipeline.activations_out : pipeline.gradients_in;
+    for (Group* alone : {&up, &down}) *alone = {.axis = record::Axis::pp, .global_ranks = {me}};
+    // Link i is between stages i and i + 1. By i, so that no ring of ranks waits for each other.
+    for (int i = 0; i < sizes.pp && sizes.pp > 1; ++i) {
+      const int next = (i + 1) % sizes.pp;
+      if ((next == 0 && options.pp_chunks == 1) || (mesh.my.pp != i && mesh.my.pp != next))
+        continue;
+      std::vector<int> members = {stages[static_cast<size_t>(i)],
+                                  stages[static_cast<size_t>(next)]};
+      if (!activations) std::swap(members[0], members[1]);
+      (mesh.my.pp == i ? down : up) =
+          join(record::Axis::pp, members,
+               fmt::format("pp {}/{}", activations ? "activations" : "gradients", members[0]));
+    }
+  }
   return mesh;
 }
 

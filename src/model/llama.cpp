@@ -165,6 +165,16 @@ at::Tensor Llama::evaluate(const TokenBatch& batch) {
   return head_.loss(hidden_states(batch), batch.targets);
 }
 
+at::Tensor Llama::evaluate(int, const TokenBatch& batch, const at::Tensor&,
+                           const at::Tensor& loss) {
+  loss.add_(evaluate(batch));
+  return {};
+}
+
+at::Tensor Llama::empty_input(const TokenBatch& batch) const {
+  return at::empty({batch.rows * batch.columns, config_.hidden_size}, parameters_.flat().options());
+}
+
 at::Tensor Llama::logits(const TokenBatch& batch) {
   return head_.logits(hidden_states(batch));
 }

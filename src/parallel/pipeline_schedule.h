@@ -12,6 +12,7 @@
 // stage, which is training without pipeline parallelism, gives F B F B … : gradient accumulation is
 // a schedule, not a second loop. Read next: docs/pipeline-parallel.md.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -67,6 +68,10 @@ Schedule make_schedule(const ScheduleOptions& options);
 // arrives meanwhile; an output is sent as soon as it is there. Tensors of a link (two neighbours in
 // the ring, activations or gradients) are sent and received in one order.
 Schedule add_messages(const Schedule& computation, const ScheduleOptions& options);
+
+// As many sends of a link may be under way: the next one waits until the first of them has ended,
+// which bounds the tensors that are kept for sends.
+inline constexpr size_t kSendsUnderWay = 2;
 
 bool is_message(ActionKind kind);
 bool is_send(ActionKind kind);         // of either tensor

@@ -261,8 +261,8 @@ class Walk {
     if (is_send(action.kind)) {
       Link& link = link_of(stage, action.kind);
       const size_t n = issued_[static_cast<size_t>(&link - links_.data())];
-      if (delivery_ == Delivery::buffered || n < static_cast<size_t>(kSendsUnderWay)) return {};
-      return std::pair(&link, n - static_cast<size_t>(kSendsUnderWay));
+      if (delivery_ == Delivery::buffered || n < kSendsUnderWay) return {};
+      return std::pair(&link, n - kSendsUnderWay);
     }
     if (is_message(action.kind) || action.kind == ActionKind::backward_weight) return {};
     const ActionKind input = input_of(action.kind);

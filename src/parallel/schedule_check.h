@@ -21,10 +21,6 @@
 
 namespace picotron {
 
-// As many sends of a link may be under way: the next one waits until the first has ended, which
-// bounds the tensors that are kept for sends. Of the runner, too.
-inline constexpr int64_t kSendsUnderWay = 2;
-
 enum class Delivery : uint8_t { buffered, rendezvous };
 
 // Durations, in any unit, of a virtual stage of average size.

@@ -58,12 +58,13 @@ AxisSizes axis_sizes(const Config& config) {
           static_cast<int>(d.tp_size)};
 }
 
-Schedule make_schedule(const Config& config, const Mesh& mesh) {
+Schedule schedule_of(const Config& config, const Mesh& mesh, bool forward_only = false) {
   return make_schedule({.engine = config.distributed.pp_engine,
                         .stage = mesh.my.pp,
                         .stages = mesh.sizes.pp,
                         .chunks = static_cast<int>(config.distributed.pp_chunks),
-                        .microbatches = gradient_accumulation_steps(config)});
+                        .microbatches = gradient_accumulation_steps(config),
+                        .forward_only = forward_only});
 }
 
 BatchLoader make_loader(const Run& run, const Mesh& mesh, const Dataset& dataset, bool shuffle) {
@@ -113,10 +114,9 @@ double validate(Llama& model, const Run& run, const Mesh& mesh, at::Device devic
   const int64_t batches =
       std::min(run.config.training.eval_steps, std::max<int64_t>(whole_batches, 1));
   const at::Tensor loss = at::zeros({}, at::TensorOptions(at::kDouble).device(device));
-  for (int64_t i = 0; i < batches; ++i) {
-    for (const TokenBatch& batch : next_batches(loader, i, device))
-      loss.add_(model.evaluate(batch));
-  }
+  const Schedule schedule = schedule_of(run.config, mesh, /*forward_only=*/true);
+  for (int64_t i = 0; i < batches; ++i)
+    loss.add_(run_forward(schedule, model, next_batches(loader, i, device), mesh));
   all_reduce(loss, mesh.world).wait();
   return loss.item<double>() /
          static_cast<double>(batches * tokens_per_step(run.config) * mesh.sizes.tp);
@@ -176,7 +176,9 @@ bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
   const at::NoGradGuard backward_is_written_out;
   const Body body = config.kernels.fused ? Body::fused : Body::plain;
 
-  const Mesh mesh = make_mesh(axis_sizes(config), rendezvous, config.distributed.mesh_order);
+  const Mesh mesh = make_mesh(axis_sizes(config), rendezvous,
+                              {.order = config.distributed.mesh_order,
+                               .pp_chunks = static_cast<int>(config.distributed.pp_chunks)});
   Llama model(run.architecture, mesh,
               {at::TensorOptions(run.dtype).device(device.torch()), training.seq_length, body});
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
@@ -185,7 +187,7 @@ bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
   fill_values(gradients.flat(), model, run);
   model.parameters().flat().copy_(gradients.flat());
   ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training, body);
-  const Schedule schedule = make_schedule(config, mesh);
+  const Schedule schedule = schedule_of(config, mesh);
   const BatchLoader batches = make_loader(run, mesh, *run.datasets.train, config.dataset.shuffle);
   RunLog log(run, device, last_step(config));
 
@@ -200,7 +202,7 @@ bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
     if (const auto epoch = batches.epoch_begun(step)) log.say_epoch(*epoch);
     const std::vector<TokenBatch> microbatches = next_batches(batches, step++, device.torch());
 
-    const at::Tensor loss = run_schedule(schedule, model, microbatches, scale, gradients);
+    const at::Tensor loss = run_schedule(schedule, model, microbatches, scale, gradients, mesh);
     if (observer.after_backward) observer.after_backward(step, model.parameters(), gradients);
     const at::Tensor norm = gradients.norm();
     const at::Tensor factor = clip_factor(norm, training.grad_clip, gradients.flat().scalar_type());

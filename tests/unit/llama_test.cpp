@@ -105,7 +105,7 @@ TEST_P(LlamaTest, LossAndEveryGradientAreThoseOfThePlainModel) {
 
   for (const Schedule& schedule : {make_schedule({.microbatches = 3}),
                                    make_schedule({.engine = PpEngine::afab, .microbatches = 3})}) {
-    const at::Tensor loss = run_schedule(schedule, t.model, batches, kScale, t.gradients);
+    const at::Tensor loss = run_schedule(schedule, t.model, batches, kScale, t.gradients, {});
     EXPECT_LT(distance(loss, expected.output), kJudge);
     for (size_t i = 0; i < gradients.size(); ++i) {
       const Parameter& parameter = t.model.parameters().list()[i];
@@ -131,7 +131,7 @@ TEST_P(LlamaTest, LogitsAndValidationLossAreThoseOfThePlainModel) {
     sum += loss;
   }
   const at::Tensor trained =
-      run_schedule(make_schedule({.microbatches = 3}), t.model, batches, kScale, t.gradients);
+      run_schedule(make_schedule({.microbatches = 3}), t.model, batches, kScale, t.gradients, {});
   EXPECT_TRUE(same_bits(trained, sum * kScale)) << "evaluate() and training give one loss";
 }
 
@@ -173,9 +173,9 @@ TEST(LlamaTrainingTest, TheSameStepTwiceGivesTheSameBits) {
   Trained t(tied_with_biases());
   const std::vector<TokenBatch> batches = three_batches();
   const Schedule schedule = make_schedule({.microbatches = 3});
-  const at::Tensor first_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients);
+  const at::Tensor first_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients, {});
   const at::Tensor first = t.gradients.flat().clone();
-  const at::Tensor second_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients);
+  const at::Tensor second_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients, {});
   EXPECT_TRUE(same_bits(first_loss, second_loss));
   EXPECT_TRUE(same_bits(first, t.gradients.flat())) << "gradients start from zero at every step";
 }
@@ -183,7 +183,8 @@ TEST(LlamaTrainingTest, TheSameStepTwiceGivesTheSameBits) {
 TEST(LlamaTrainingTest, ProductsQueuedAndDrainedLaterGiveTheSameGradients) {
   Trained direct(tied_with_biases()), queued(tied_with_biases(), {.bucket_numel = 100});
   const std::vector<TokenBatch> batches = three_batches();
-  run_schedule(make_schedule({.microbatches = 3}), direct.model, batches, kScale, direct.gradients);
+  run_schedule(make_schedule({.microbatches = 3}), direct.model, batches, kScale, direct.gradients,
+               {});
 
   Gradients& gradients = queued.gradients;
   const at::Tensor loss = at::zeros({}, at::kDouble);
@@ -213,7 +214,7 @@ TEST(LlamaTrainingTest, AnUndrainedQueueIsFound) {
   Trained t(tied_with_biases());
   t.gradients.queue_products(true);
   EXPECT_THROW(run_schedule(make_schedule({.microbatches = 3}), t.model, three_batches(), kScale,
-                            t.gradients),
+                            t.gradients, {}),
                BrokenInvariant);
 }
 
@@ -231,9 +232,9 @@ TEST(LlamaTrainingTest, LowerPrecisionsStayNearFloat64) {
     exact.model.parameters().flat().copy_(model.parameters().flat());
     Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world, {});
     EXPECT_EQ(gradients.flat().scalar_type(), at::kFloat) << "gradients are summed in fp32";
-    const at::Tensor loss = run_schedule(schedule, model, batches, kScale, gradients);
+    const at::Tensor loss = run_schedule(schedule, model, batches, kScale, gradients, {});
     const at::Tensor expected =
-        run_schedule(schedule, exact.model, batches, kScale, exact.gradients);
+        run_schedule(schedule, exact.model, batches, kScale, exact.gradients, {});
     EXPECT_LT(distance(loss, expected), allowed);
     EXPECT_LT(distance(gradients.flat(), exact.gradients.flat()), allowed);
   }
@@ -246,7 +247,7 @@ TEST(LlamaTrainingTest, TwoTensorParallelRanksHaveThePartsOfOnesGradients) {
   const std::vector<TokenBatch> batches = three_batches();
   const Schedule schedule = make_schedule({.microbatches = 3});
   Trained one(c);
-  const at::Tensor loss = run_schedule(schedule, one.model, batches, kScale, one.gradients);
+  const at::Tensor loss = run_schedule(schedule, one.model, batches, kScale, one.gradients, {});
   const at::Tensor norm = one.gradients.norm();
   testing::run_ranks(2, [&](const Rendezvous& rendezvous) {
     const at::NoGradGuard backward_is_written_out;
@@ -261,7 +262,8 @@ TEST(LlamaTrainingTest, TwoTensorParallelRanksHaveThePartsOfOnesGradients) {
       parameter.value.copy_(part_of(whole[i].value, parameter.shard));
     }
     Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world, {});
-    EXPECT_LT(distance(run_schedule(schedule, model, batches, kScale, gradients), loss), kJudge);
+    EXPECT_LT(distance(run_schedule(schedule, model, batches, kScale, gradients, {}), loss),
+              kJudge);
     for (size_t i = 0; i < whole.size(); ++i) {
       const Parameter& parameter = model.parameters().list()[i];
       EXPECT_LT(distance(parameter.gradient, part_of(whole[i].gradient, parameter.shard)), kJudge)

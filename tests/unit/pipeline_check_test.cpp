@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <optional>
 #include <string>
 
@@ -181,6 +183,20 @@ TEST(ScheduleCheckTest, ThePictureOfChunksAndLongActions) {
   EXPECT_EQ(draw(check_schedules(all_stages(o), o, Delivery::rendezvous)),
             "stage 0   F0a F1a F0b F1b .   .   B0b---- .   B1b---- B0a---- B1a----\n"
             "stage 1   .   F0a F1a F0b B0b---- F1b B1b---- B0a---- B1a---- .   .\n");
+}
+
+// Tests run in the repository's root.
+TEST(ScheduleCheckTest, ThePicturesOfTheDocumentation) {
+  std::ifstream file("docs/pipeline-parallel.md");
+  const std::string page{std::istreambuf_iterator<char>(file), {}};
+  ASSERT_FALSE(page.empty());
+  for (const ScheduleOptions& o : {ScheduleOptions{PpEngine::afab, 0, 3, 1, 6},
+                                   ScheduleOptions{PpEngine::one_f_one_b, 0, 3, 1, 6},
+                                   ScheduleOptions{PpEngine::interleaved, 0, 3, 2, 3},
+                                   ScheduleOptions{PpEngine::zb_h1, 0, 3, 1, 6}}) {
+    const std::string picture = draw(check_schedules(all_stages(o), o, Delivery::rendezvous));
+    EXPECT_NE(page.find(picture), std::string::npos) << to_string(o.engine) << "\n" << picture;
+  }
 }
 
 }  // namespace
