@@ -128,7 +128,7 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshO
   const std::shared_ptr<Heartbeat> heartbeat = rendezvous.heartbeat;
   if (heartbeat != nullptr) {
     heartbeat->set_places(
-        [sizes, order = options.order](int rank) { return place_of(rank, sizes, order); });
+        [=, axes = options.order](int rank) { return place_of(rank, sizes, axes); });
   }
   const auto diagnose = [heartbeat]() -> std::string {
     return heartbeat != nullptr ? heartbeat->diagnose() : "the connection to another rank failed";
@@ -137,19 +137,20 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshO
                                  : rendezvous.backend       ? rendezvous.backend
                                                             : gloo_backend(rendezvous.address);
 
-  // No two groups of one `name` have their first member in common, so that it tells them apart.
-  const auto meet = [&](record::Axis axis, const char* name, std::vector<int> members) {
-    Group group{.axis = axis, .global_ranks = std::move(members)};
+  // Every member of every group must come to it in one order; `name` tells groups apart.
+  const auto join = [&](record::Axis axis, const std::vector<int>& members,
+                        const std::string& name) {
+    Group group{.axis = axis, .global_ranks = members};
     const auto mine = std::find(group.global_ranks.begin(), group.global_ranks.end(), me);
     group.rank = static_cast<int>(mine - group.global_ranks.begin());
     if (group.size() == 1) return group;
-    const std::string place = fmt::format("group/{}/{}", name, group.global_ranks.front());
     try {
       group.channel = std::make_shared<Channel>(
-          backend({.store = c10::make_intrusive<c10d::PrefixStore>(place, rendezvous.store),
-                   .rank = group.rank,
-                   .size = group.size(),
-                   .timeout = operation_timeout(rendezvous.timeout)}),
+          backend(
+              {.store = c10::make_intrusive<c10d::PrefixStore>("group/" + name, rendezvous.store),
+               .rank = group.rank,
+               .size = group.size(),
+               .timeout = operation_timeout(rendezvous.timeout)}),
           diagnose);
     } catch (const std::exception&) {
       throw run_error("the ranks did not meet within {} s: {}", rendezvous.timeout.count() / 1000,
@@ -157,24 +158,45 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshO
     }
     return group;
   };
-  const auto along = [&](record::Axis axis, const std::vector<int AxisSizes::*>& axes) {
-    return meet(axis, record::name_of(axis), members_along(axes, mesh.my, sizes, order));
+  const auto make_group = [&](record::Axis axis, const std::vector<int AxisSizes::*>& axes) {
+    const std::vector<int> members = members_along(axes, mesh.my, sizes, order);
+    // Groups of one axis have no rank in common, so the first member tells them apart.
+    return join(axis, members, fmt::format("{}/{}", record::name_of(axis), members.front()));
   };
   // In `order`, so that a rank in the world's group is its global rank.
-  mesh.world = along(record::Axis::world, {order.begin(), order.end()});
-  mesh.tp = along(record::Axis::tp, {&AxisSizes::tp});
-  mesh.cp = along(record::Axis::cp, {&AxisSizes::cp});
-  mesh.dp = along(record::Axis::dp, {&AxisSizes::dp});
-  mesh.pp = along(record::Axis::pp, {&AxisSizes::pp});
-  mesh.dp_cp = along(record::Axis::dp_cp, {&AxisSizes::dp, &AxisSizes::cp});
+  mesh.world = make_group(record::Axis::world, {order.begin(), order.end()});
+  mesh.tp = make_group(record::Axis::tp, {&AxisSizes::tp});
+  mesh.cp = make_group(record::Axis::cp, {&AxisSizes::cp});
+  mesh.dp_cp = make_group(record::Axis::dp_cp, {&AxisSizes::dp, &AxisSizes::cp});
+
+  const std::vector<int> stages = members_along({&AxisSizes::pp}, mesh.my, sizes, order);
+  for (const bool activations : {true, false}) {
+    PipelineGroups& pipeline = mesh.pipeline;
+    Group& up = activations ? pipeline.activations_in : pipeline.gradients_out;
+    Group& down = activations ? pipeline.activations_out : pipeline.gradients_in;
+    for (Group* alone : {&up, &down}) *alone = {.axis = record::Axis::pp, .global_ranks = {me}};
+    // Link i is between stages i and i + 1. By i, so that no ring of ranks waits for each other.
+    for (int i = 0; i < sizes.pp && sizes.pp > 1; ++i) {
+      const int next = (i + 1) % sizes.pp;
+      if ((next == 0 && options.pp_chunks == 1) || (mesh.my.pp != i && mesh.my.pp != next))
+        continue;
+      std::vector<int> members = {stages[static_cast<size_t>(i)],
+                                  stages[static_cast<size_t>(next)]};
+      if (!activations) std::swap(members[0], members[1]);
+      (mesh.my.pp == i ? down : up) =
+          join(record::Axis::pp, members,
+               fmt::format("pp {}/{}", activations ? "activations" : "gradients", members[0]));
+    }
+  }
 
   std::vector<int> ends = {me};
   if (sizes.pp > 1 && (mesh.is_first_stage() || mesh.is_last_stage()))
-    ends = {mesh.pp.global_ranks.front(), mesh.pp.global_ranks.back()};
-  mesh.tied = meet(record::Axis::pp, "tied", ends);
-  const int sharing = options.key_value_sharing;
-  const auto first = mesh.tp.global_ranks.begin() + mesh.my.tp / sharing * sharing;
-  mesh.key_value = meet(record::Axis::tp, "key_value", {first, first + sharing});
+    ends = {stages.front(), stages.back()};
+  mesh.tied = join(record::Axis::pp, ends, fmt::format("tied/{}", ends.front()));
+  const auto first = mesh.tp.global_ranks.begin() +
+                     mesh.my.tp / options.key_value_sharing * options.key_value_sharing;
+  mesh.key_value = join(record::Axis::tp, {first, first + options.key_value_sharing},
+                        fmt::format("key_value/{}", *first));
   return mesh;
 }
 

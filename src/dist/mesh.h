@@ -44,12 +44,24 @@ struct Group {
   int size() const { return static_cast<int>(global_ranks.size()); }
 };
 
+// A stage's links to its neighbours in the ring of stages: each a group of two ranks, the sender
+// first, on which tensors of one kind travel one way. So the n-th send meets the n-th receive, and
+// no message waits for one of another link: NCCL runs the operations of a group one after another,
+// and in a group of all stages a send would wait for the receive started before it. A link to
+// oneself, where there is one stage, and one that nothing uses (from the first stage back, to the
+// last one on, without chunks) has size 1.
+struct PipelineGroups {
+  Group activations_in = {}, activations_out = {};  // from the stage before, to the one after
+  Group gradients_in = {}, gradients_out = {};      // from the stage after, to the one before
+};
+
 struct Mesh {
   AxisSizes sizes;              // of the mesh
   AxisSizes my = {0, 0, 0, 0};  // my coordinates
   int global_rank = 0;
   int world_size = 1;
-  Group tp = {}, cp = {}, dp = {}, pp = {};
+  Group tp = {}, cp = {};
+  PipelineGroups pipeline = {};
   Group dp_cp = {};  // gradients are summed, optimizer state is sharded over it; cp innermost
   Group world = {};  // norm, loss, decisions
   Group tied = {};   // along pp, first and last stage: both use a tied embedding, rank 0 owns it
@@ -88,9 +100,9 @@ int global_rank_of(const AxisSizes& coordinates, const AxisSizes& sizes,
 std::string place_of(int global_rank, const AxisSizes& sizes, const std::string& mesh_order);
 
 struct MeshOptions {
-  std::string order = "dp-pp-cp-tp";  // of the axes, outermost first
-  int key_value_sharing = 1;          // how many neighbours along tp hold each key/value head
-  int pp_chunks = 1;                  // of the model on each stage
+  std::string order = "dp-pp-cp-tp";  // of the axes, innermost last
+  int key_value_sharing = 1;          // ranks of tp that hold the same key/value head
+  int pp_chunks = 1;                  // more: the last stage sends on to the first
 };
 
 // Creates every group of this rank. Every rank of the world must call it with equal sizes and

@@ -105,7 +105,7 @@ double StepBench::step() {
   const auto begin = Clock::now();
   const double scale = 1 / static_cast<double>(options_.rows * options_.columns);
   const at::Tensor loss =
-      run_schedule(all_forward_all_backward(1), model_, {batch_}, scale, gradients_);
+      run_schedule(make_schedule({}), model_, {batch_}, scale, gradients_, mesh_);
   const at::Tensor norm = gradients_.norm();
   optimizer_->step(++steps_, training_.learning_rate,
                    clip_factor(norm, training_.grad_clip, gradients_.flat().scalar_type()));

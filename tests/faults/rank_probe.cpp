@@ -35,7 +35,7 @@ int rank_main(int ranks, const std::string& mode, int victim, const Rendezvous& 
   const bool endless = mode == "loop";
   for (int step = 1; step <= 5 || endless; ++step) {
     const at::Tensor sum = at::full({1000}, mesh.global_rank + 1.0, at::kDouble);
-    all_reduce(sum, mesh.dp).wait();
+    all_reduce(sum, mesh.dp_cp).wait();
     check(sum[999].item<double>() == ranks * (ranks + 1) / 2.0, "the sum of all ranks");
     if (step == 3 && mesh.global_rank == victim) misbehave(mode);
     const at::Tensor stop = at::full({1}, stop_requested() ? 1.0 : 0.0, at::kDouble);

@@ -46,7 +46,7 @@ TEST_P(Collectives, ComputeWhatTheyPromise) {
   const auto [ranks, numel, dtype] = GetParam();
   run_ranks(ranks, [=, ranks = ranks, numel = numel, dtype = dtype](const Rendezvous& rendezvous) {
     const Mesh mesh = make_mesh({.dp = ranks}, rendezvous);
-    const Group& group = mesh.dp;
+    const Group& group = mesh.dp_cp;
     const int64_t begin = part_begin(numel, ranks, group.rank);
     const int64_t length = part_begin(numel, ranks, group.rank + 1) - begin;
     const at::Tensor expected = sum_of(ranks, numel, dtype);
@@ -110,11 +110,11 @@ TEST(CollectivesTogether, SeveralInFlightOnSeveralGroupsInDifferentOrders) {
       tp_tensors.push_back(at::full({kNumel}, mesh.global_rank + 10.0 * i, at::kDouble));
       // Two ranks of the world start the groups in opposite orders.
       if (mesh.my.dp == mesh.my.tp) {
-        works.push_back(all_reduce(dp_tensors.back(), mesh.dp));
+        works.push_back(all_reduce(dp_tensors.back(), mesh.dp_cp));
         works.push_back(all_reduce(tp_tensors.back(), mesh.tp));
       } else {
         works.push_back(all_reduce(tp_tensors.back(), mesh.tp));
-        works.push_back(all_reduce(dp_tensors.back(), mesh.dp));
+        works.push_back(all_reduce(dp_tensors.back(), mesh.dp_cp));
       }
     }
     std::reverse(works.begin(), works.end());
@@ -127,7 +127,7 @@ TEST(CollectivesTogether, SeveralInFlightOnSeveralGroupsInDifferentOrders) {
         return group.global_ranks[0] + group.global_ranks[1] + 20.0 * i;
       };
       EXPECT_TRUE(at::equal(dp_tensors[static_cast<size_t>(i)],
-                            at::full({kNumel}, sum(mesh.dp), at::kDouble)));
+                            at::full({kNumel}, sum(mesh.dp_cp), at::kDouble)));
       EXPECT_TRUE(at::equal(tp_tensors[static_cast<size_t>(i)],
                             at::full({kNumel}, sum(mesh.tp), at::kDouble)));
     }
@@ -138,7 +138,7 @@ TEST(CollectivesTogether, AllReduceEndsWithoutAnyoneWaiting) {
   run_ranks(2, [](const Rendezvous& rendezvous) {
     const Mesh mesh = make_mesh({.dp = 2}, rendezvous);
     const at::Tensor x = at::ones({5'000});
-    Work work = all_reduce(x, mesh.dp);
+    Work work = all_reduce(x, mesh.dp_cp);
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
     const auto ended = [] { return record::current()->newest().end_ns != 0; };
     while (!ended() && std::chrono::steady_clock::now() < deadline) {
@@ -154,9 +154,9 @@ TEST(CollectivesTogether, WorkThatNobodyWaitedForIsSafe) {
   run_ranks(2, [](const Rendezvous& rendezvous) {
     const Mesh mesh = make_mesh({.dp = 2}, rendezvous);
     {
-      const Work dropped = all_reduce(at::ones({100'000}), mesh.dp);
+      const Work dropped = all_reduce(at::ones({100'000}), mesh.dp_cp);
       // Its peers come later, or, for this one, never: the group must still close at once.
-      if (mesh.global_rank == 1) const Work alone = all_reduce(at::ones({100'000}), mesh.dp);
+      if (mesh.global_rank == 1) const Work alone = all_reduce(at::ones({100'000}), mesh.dp_cp);
     }
   });
 }
@@ -166,9 +166,9 @@ TEST(CollectivesTogether, ASumOfFloatsHasTheSameBitsInBothForms) {
     const Mesh mesh = make_mesh({.dp = 3}, rendezvous);
     for (int repeat = 0; repeat < 5; ++repeat) {
       const at::Tensor a = input_of(mesh.global_rank, 4'099, at::kFloat), b = a.clone();
-      all_reduce(a, mesh.dp).wait();
-      reduce_scatter(b, mesh.dp).wait();
-      all_gather(b, mesh.dp).wait();
+      all_reduce(a, mesh.dp_cp).wait();
+      reduce_scatter(b, mesh.dp_cp).wait();
+      all_gather(b, mesh.dp_cp).wait();
       EXPECT_TRUE(at::equal(a, b));
       EXPECT_TRUE(at::equal(a, sum_of(3, 4'099, at::kFloat)));
     }
@@ -183,7 +183,7 @@ TEST(CollectivesTogether, ARingInWhichEveryRankSendsFirst) {
     at::Tensor here = input_of(mesh.global_rank, kNumel, at::kFloat);
     at::Tensor arriving = at::empty_like(here);
     for (int hop = 0; hop < 3; ++hop) {
-      send_receive({.sent = here, .to = next, .received = arriving, .from = previous}, mesh.dp)
+      send_receive({.sent = here, .to = next, .received = arriving, .from = previous}, mesh.dp_cp)
           .wait();
       std::swap(here, arriving);
       const int owner = (mesh.global_rank + 2 - hop) % 3;
@@ -244,7 +244,7 @@ TEST(CollectivesRecord, CountsBytesAndNamesTheCaller) {
     const Mesh mesh = make_mesh({.dp = 3}, rendezvous);
     const at::Tensor x = at::ones({5, 2});  // parts of 4, 3 and 3 elements
     const uint32_t line = __LINE__ + 1;
-    all_reduce(x, mesh.dp).wait();
+    all_reduce(x, mesh.dp_cp).wait();
     const record::Entry entry = record::current()->newest();
     EXPECT_STREQ(entry.what, "all_reduce");
     EXPECT_EQ(entry.axis, record::Axis::dp);
@@ -265,7 +265,7 @@ TEST(CollectivesAlone, AGroupOfOneDoesNothingAndRecordsNothing) {
   const record::Attach attached(&recorder);
   const Mesh mesh = make_mesh({}, {});
   const at::Tensor x = at::arange(5, at::kFloat);
-  all_reduce(x, mesh.dp).wait();
+  all_reduce(x, mesh.dp_cp).wait();
   reduce_scatter(x, mesh.dp_cp).wait();
   all_gather(x, mesh.tp).wait();
   broadcast(x, 0, mesh.world).wait();

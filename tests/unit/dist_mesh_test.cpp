@@ -1,6 +1,7 @@
 // Coordinates and groups of the mesh, for many sizes and orders.
 #include "dist/mesh.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <map>
@@ -8,6 +9,7 @@
 #include <set>
 
 #include "core/error.h"
+#include "dist/collectives.h"
 #include "dist/heartbeat.h"
 #include "dist_ranks.h"
 
@@ -78,12 +80,11 @@ TEST_P(MeshGroups, AgreeAmongRanks) {
     EXPECT_EQ(mesh.tp.size(), sizes.tp);
     EXPECT_EQ(mesh.cp.size(), sizes.cp);
     EXPECT_EQ(mesh.dp.size(), sizes.dp);
-    EXPECT_EQ(mesh.pp.size(), sizes.pp);
     EXPECT_EQ(mesh.dp_cp.size(), sizes.dp * sizes.cp);
     EXPECT_EQ(mesh.dp_cp.rank, mesh.my.dp * sizes.cp + mesh.my.cp);
     EXPECT_EQ(mesh.tp.rank, mesh.my.tp);
     EXPECT_EQ(mesh.world.rank, mesh.global_rank);
-    for (const Group* group : {&mesh.tp, &mesh.cp, &mesh.dp, &mesh.pp, &mesh.dp_cp, &mesh.world}) {
+    for (const Group* group : {&mesh.tp, &mesh.cp, &mesh.dp, &mesh.dp_cp, &mesh.world}) {
       EXPECT_EQ(group->channel == nullptr, group->size() == 1);
       EXPECT_EQ(group->global_ranks[static_cast<size_t>(group->rank)], mesh.global_rank);
       const std::lock_guard lock(mutex);
@@ -104,6 +105,53 @@ INSTANTIATE_TEST_SUITE_P(
                       Layout{{.pp = 2, .cp = 3}, "dp-pp-cp-tp"},
                       Layout{{.dp = 2, .pp = 2, .cp = 2, .tp = 2}, "dp-pp-cp-tp"},
                       Layout{{.dp = 2, .pp = 2, .tp = 3}, "tp-cp-dp-pp"}));
+
+// Along pp each link of two neighbours is two groups, the sender first; the ring is closed for
+// chunks alone. In each a message arrives that says who sent it.
+class PipelineLinks : public ::testing::TestWithParam<std::tuple<int, int>> {};
+
+TEST_P(PipelineLinks, JoinNeighbours) {
+  const auto [stages, chunks] = GetParam();
+  const AxisSizes sizes{.dp = 2, .pp = stages};
+  run_ranks(sizes.world(), [&, p = stages, c = chunks](const Rendezvous& rendezvous) {
+    const Mesh mesh = make_mesh(sizes, rendezvous, {.pp_chunks = c});
+    const int me = mesh.my.pp;
+    const bool ring = p > 1 && c > 1;
+    const auto rank_of = [&](int stage) {
+      return global_rank_of({mesh.my.dp, stage, 0, 0}, sizes);
+    };
+    const auto expect = [&](const Group& group, int sender, int receiver) {
+      const bool outside = sender < 0 || sender >= p || receiver < 0 || receiver >= p;
+      const std::vector<int> members =
+          p == 1 || (outside && !ring)
+              ? std::vector{mesh.global_rank}
+              : std::vector{rank_of((sender + p) % p), rank_of((receiver + p) % p)};
+      EXPECT_EQ(group.global_ranks, members);
+      EXPECT_EQ(group.axis, record::Axis::pp);
+      EXPECT_EQ(group.channel == nullptr, members.size() == 1);
+      EXPECT_EQ(members[static_cast<size_t>(group.rank)], mesh.global_rank);
+    };
+    const PipelineGroups& links = mesh.pipeline;
+    expect(links.activations_in, me - 1, me);
+    expect(links.activations_out, me, me + 1);
+    expect(links.gradients_in, me + 1, me);
+    expect(links.gradients_out, me, me - 1);
+    std::vector<Work> works;
+    for (const Group* out : {&links.activations_out, &links.gradients_out}) {
+      if (out->size() > 1) works.push_back(send(at::full({1}, mesh.global_rank), 1, *out));
+    }
+    for (const Group* in : {&links.activations_in, &links.gradients_in}) {
+      if (in->size() == 1) continue;
+      const at::Tensor from = at::full({1}, -1);
+      receive(from, 0, *in).wait();
+      EXPECT_EQ(from.item<int64_t>(), in->global_ranks[0]);
+    }
+    for (Work& work : works) work.wait();
+  });
+}
+INSTANTIATE_TEST_SUITE_P(Sizes, PipelineLinks,
+                         ::testing::Combine(::testing::Values(1, 2, 3, 4),
+                                            ::testing::Values(1, 2)));
 
 }  // namespace
 }  // namespace picotron

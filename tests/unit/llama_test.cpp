@@ -107,9 +107,9 @@ TEST_P(LlamaTest, LossAndEveryGradientAreThoseOfThePlainModel) {
   const VjpResult expected = judge(GetParam().config, t.model.parameters(), batches);
   const std::vector<at::Tensor> gradients = expected.pullback(at::ones({}, at::kDouble));
 
-  for (const Schedule& schedule :
-       {one_forward_one_backward(0, 1, 3), all_forward_all_backward(3)}) {
-    const at::Tensor loss = run_schedule(schedule, t.model, batches, kScale, t.gradients);
+  for (const Schedule& schedule : {make_schedule({.microbatches = 3}),
+                                   make_schedule({.engine = PpEngine::afab, .microbatches = 3})}) {
+    const at::Tensor loss = run_schedule(schedule, t.model, batches, kScale, t.gradients, {});
     EXPECT_LT(distance(loss, expected.output), kJudge);
     for (size_t i = 0; i < gradients.size(); ++i) {
       const Parameter& parameter = t.model.parameters().list()[i];
@@ -133,7 +133,7 @@ TEST_P(LlamaTest, LogitsAndValidationLossAreThoseOfThePlainModel) {
     sum += loss;
   }
   const at::Tensor trained =
-      run_schedule(one_forward_one_backward(0, 1, 3), t.model, batches, kScale, t.gradients);
+      run_schedule(make_schedule({.microbatches = 3}), t.model, batches, kScale, t.gradients, {});
   EXPECT_TRUE(same_bits(trained, sum * kScale)) << "evaluate() and training give one loss";
 }
 
@@ -174,10 +174,10 @@ Case tied_with_biases() {
 TEST(LlamaTrainingTest, TheSameStepTwiceGivesTheSameBits) {
   Trained t(tied_with_biases());
   const std::vector<TokenBatch> batches = three_batches();
-  const Schedule schedule = one_forward_one_backward(0, 1, 3);
-  const at::Tensor first_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients);
+  const Schedule schedule = make_schedule({.microbatches = 3});
+  const at::Tensor first_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients, {});
   const at::Tensor first = t.gradients.flat().clone();
-  const at::Tensor second_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients);
+  const at::Tensor second_loss = run_schedule(schedule, t.model, batches, kScale, t.gradients, {});
   EXPECT_TRUE(same_bits(first_loss, second_loss));
   EXPECT_TRUE(same_bits(first, t.gradients.flat())) << "gradients start from zero at every step";
 }
@@ -185,7 +185,8 @@ TEST(LlamaTrainingTest, TheSameStepTwiceGivesTheSameBits) {
 TEST(LlamaTrainingTest, ProductsQueuedAndDrainedLaterGiveTheSameGradients) {
   Trained direct(tied_with_biases()), queued(tied_with_biases(), {.bucket_numel = 100});
   const std::vector<TokenBatch> batches = three_batches();
-  run_schedule(one_forward_one_backward(0, 1, 3), direct.model, batches, kScale, direct.gradients);
+  run_schedule(make_schedule({.microbatches = 3}), direct.model, batches, kScale, direct.gradients,
+               {});
 
   Gradients& gradients = queued.gradients;
   const at::Tensor loss = at::zeros({}, at::kDouble);
@@ -214,8 +215,8 @@ TEST(LlamaTrainingTest, ProductsQueuedAndDrainedLaterGiveTheSameGradients) {
 TEST(LlamaTrainingTest, AnUndrainedQueueIsFound) {
   Trained t(tied_with_biases());
   t.gradients.queue_products(true);
-  EXPECT_THROW(run_schedule(one_forward_one_backward(0, 1, 3), t.model, three_batches(), kScale,
-                            t.gradients),
+  EXPECT_THROW(run_schedule(make_schedule({.microbatches = 3}), t.model, three_batches(), kScale,
+                            t.gradients, {}),
                BrokenInvariant);
 }
 
@@ -223,7 +224,7 @@ TEST(LlamaTrainingTest, LowerPrecisionsStayNearFloat64) {
   const Case c = tied_with_biases();
   Trained exact(c);
   const std::vector<TokenBatch> batches = three_batches();
-  const Schedule schedule = one_forward_one_backward(0, 1, 3);
+  const Schedule schedule = make_schedule({.microbatches = 3});
   for (const auto& [dtype, allowed] :
        {std::pair{at::kFloat, 1e-5}, std::pair{at::kBFloat16, 6e-2}}) {
     Mesh mesh;
@@ -233,9 +234,9 @@ TEST(LlamaTrainingTest, LowerPrecisionsStayNearFloat64) {
     exact.model.parameters().flat().copy_(model.parameters().flat());
     Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world, {});
     EXPECT_EQ(gradients.flat().scalar_type(), at::kFloat) << "gradients are summed in fp32";
-    const at::Tensor loss = run_schedule(schedule, model, batches, kScale, gradients);
+    const at::Tensor loss = run_schedule(schedule, model, batches, kScale, gradients, {});
     const at::Tensor expected =
-        run_schedule(schedule, exact.model, batches, kScale, exact.gradients);
+        run_schedule(schedule, exact.model, batches, kScale, exact.gradients, {});
     EXPECT_LT(distance(loss, expected), allowed);
     EXPECT_LT(distance(gradients.flat(), exact.gradients.flat()), allowed);
   }
@@ -246,9 +247,9 @@ TEST(LlamaTrainingTest, TwoTensorParallelRanksHaveThePartsOfOnesGradients) {
   Case c = tied_with_biases();
   c.config.num_attention_heads = 4, c.config.num_key_value_heads = 2;
   const std::vector<TokenBatch> batches = three_batches();
-  const Schedule schedule = one_forward_one_backward(0, 1, 3);
+  const Schedule schedule = make_schedule({.microbatches = 3});
   Trained one(c);
-  const at::Tensor loss = run_schedule(schedule, one.model, batches, kScale, one.gradients);
+  const at::Tensor loss = run_schedule(schedule, one.model, batches, kScale, one.gradients, {});
   const at::Tensor norm = one.gradients.norm();
   testing::run_ranks(2, [&](const Rendezvous& rendezvous) {
     const at::NoGradGuard backward_is_written_out;
@@ -263,7 +264,8 @@ TEST(LlamaTrainingTest, TwoTensorParallelRanksHaveThePartsOfOnesGradients) {
       parameter.value.copy_(part_of(whole[i].value, parameter.shard));
     }
     Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world, {});
-    EXPECT_LT(distance(run_schedule(schedule, model, batches, kScale, gradients), loss), kJudge);
+    EXPECT_LT(distance(run_schedule(schedule, model, batches, kScale, gradients, {}), loss),
+              kJudge);
     for (size_t i = 0; i < whole.size(); ++i) {
       const Parameter& parameter = model.parameters().list()[i];
       EXPECT_LT(distance(parameter.gradient, part_of(whole[i].gradient, parameter.shard)), kJudge)
