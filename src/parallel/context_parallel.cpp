@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <source_location>
 #include <utility>
 
 #include "core/error.h"
@@ -25,13 +26,13 @@ struct Ring {
 
   Ring(const at::Tensor& first, const Group& group)
       : cp(group), here(first), arriving(at::empty_like(first)) {}
-  void start_hop() {
+  void start_hop(std::source_location at = std::source_location::current()) {
     const int ranks = cp.size();
     hop = send_receive({.sent = here,
                         .to = (cp.rank + 1) % ranks,
                         .received = arriving,
                         .from = (cp.rank + ranks - 1) % ranks},
-                       cp);
+                       cp, at);
   }
   void finish_hop() {
     hop.wait();
@@ -45,16 +46,16 @@ Ring ring_of(const at::Tensor& k, const at::Tensor& v, const Group& cp) {
   return {at::stack({k, v}), cp};
 }
 
-// What the mask leaves where my queries meet the block that has made `hops` hops: a rectangle,
-// half of the scores whoever's block it is. Cuts tensors [rows, heads, seq/cp, …].
+// What the mask leaves where my queries meet the block that has made `hops` hops: a rectangle, half
+// of the scores whosever block it is. Cuts it out of tensors [rows, heads, seq/cp, …].
 struct Rectangle {
   int64_t first_query, queries, keys;
 
   Rectangle(int hops, const Group& cp, int64_t seq) {
-    const bool from_before_me = hops <= cp.rank;  // from rank cp.rank − hops; else from behind me
-    first_query = from_before_me ? 0 : seq / 2;
+    const bool of_lower_rank = hops <= cp.rank;  // rank cp.rank − hops; else it went past the end
+    first_query = of_lower_rank ? 0 : seq / 2;
     queries = seq - first_query;
-    keys = from_before_me ? seq / 2 : seq;
+    keys = of_lower_rank ? seq / 2 : seq;
   }
   at::Tensor of_queries(const at::Tensor& x) const { return x.narrow(2, first_query, queries); }
   at::Tensor of_keys(const at::Tensor& x) const { return x.narrow(2, 0, keys); }
