@@ -19,5 +19,6 @@ int create_config_command(const std::vector<std::string>& arguments);
 int export_command(const std::vector<std::string>& arguments);
 int generate_command(const std::vector<std::string>& arguments);
 int train_command(const std::vector<std::string>& arguments);
+int verify_command(const std::vector<std::string>& arguments);
 
 }  // namespace picotron

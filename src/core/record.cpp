@@ -18,8 +18,7 @@ int64_t now_ns() {
 }  // namespace
 
 const char* name_of(Axis axis) {
-  constexpr std::array<const char*, kAxes> names = {"none", "tp",    "cp",   "pp",
-                                                    "dp",   "dp_cp", "world"};
+  constexpr std::array<const char*, kAxes> names = {"none", "tp", "cp", "pp", "dp_cp", "world"};
   return names[static_cast<size_t>(axis)];
 }
 

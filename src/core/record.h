@@ -32,8 +32,8 @@ enum class Kind : uint8_t {
   optimizer,
   other
 };
-enum class Axis : uint8_t { none, tp, cp, pp, dp, dp_cp, world };
-inline constexpr int kAxes = 7;
+enum class Axis : uint8_t { none, tp, cp, pp, dp_cp, world };
+inline constexpr int kAxes = 6;
 const char* name_of(Axis axis);
 
 struct Entry {

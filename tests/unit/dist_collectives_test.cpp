@@ -189,7 +189,7 @@ TEST(CollectivesTogether, ARingInWhichEveryRankSendsFirst) {
       const int owner = (mesh.global_rank + 2 - hop) % 3;
       EXPECT_TRUE(at::equal(here, input_of(owner, kNumel, at::kFloat)));
     }
-    EXPECT_EQ(record::current()->bytes(record::Axis::dp), 3 * 4 * kNumel);
+    EXPECT_EQ(record::current()->bytes(record::Axis::dp_cp), 3 * 4 * kNumel);
     const std::vector<record::Entry> entries = record::current()->entries();
     ASSERT_EQ(entries.size(), 6u);
     for (size_t i = 0; i < entries.size(); ++i) {
@@ -247,7 +247,7 @@ TEST(CollectivesRecord, CountsBytesAndNamesTheCaller) {
     all_reduce(x, mesh.dp_cp).wait();
     const record::Entry entry = record::current()->newest();
     EXPECT_STREQ(entry.what, "all_reduce");
-    EXPECT_EQ(entry.axis, record::Axis::dp);
+    EXPECT_EQ(entry.axis, record::Axis::dp_cp);
     EXPECT_EQ(entry.line, line);
     EXPECT_NE(std::string(entry.file).find("dist_collectives_test.cpp"), std::string::npos);
     EXPECT_EQ(entry.shape[0], 5);
@@ -255,7 +255,7 @@ TEST(CollectivesRecord, CountsBytesAndNamesTheCaller) {
     EXPECT_GE(entry.end_ns, entry.begin_ns);
     const int64_t mine = mesh.global_rank == 0 ? 4 : 3;
     EXPECT_EQ(entry.bytes, 4 * ((10 - mine) + 2 * mine));
-    EXPECT_EQ(record::current()->bytes(record::Axis::dp), entry.bytes);
+    EXPECT_EQ(record::current()->bytes(record::Axis::dp_cp), entry.bytes);
     EXPECT_EQ(record::current()->bytes(record::Axis::tp), 0);
   });
 }

@@ -79,12 +79,11 @@ TEST_P(MeshGroups, AgreeAmongRanks) {
     const Mesh mesh = make_mesh(sizes, rendezvous, {.order = order});
     EXPECT_EQ(mesh.tp.size(), sizes.tp);
     EXPECT_EQ(mesh.cp.size(), sizes.cp);
-    EXPECT_EQ(mesh.dp.size(), sizes.dp);
     EXPECT_EQ(mesh.dp_cp.size(), sizes.dp * sizes.cp);
     EXPECT_EQ(mesh.dp_cp.rank, mesh.my.dp * sizes.cp + mesh.my.cp);
     EXPECT_EQ(mesh.tp.rank, mesh.my.tp);
     EXPECT_EQ(mesh.world.rank, mesh.global_rank);
-    for (const Group* group : {&mesh.tp, &mesh.cp, &mesh.dp, &mesh.dp_cp, &mesh.world}) {
+    for (const Group* group : {&mesh.tp, &mesh.cp, &mesh.dp_cp, &mesh.world}) {
       EXPECT_EQ(group->channel == nullptr, group->size() == 1);
       EXPECT_EQ(group->global_ranks[static_cast<size_t>(group->rank)], mesh.global_rank);
       const std::lock_guard lock(mutex);
