@@ -45,7 +45,7 @@ Llama::Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options
                                : matrix("model.embed_tokens.weight", Role::embedding),
              body_};
   }
-  if (tied) tie(embedding_.weight, head_.weight, mesh.tied);
+  if (tied) tie(parameters_, embedding_.weight, head_.weight, mesh.tied);
   parameters_.allocate(options.tensors);
   rope_ =
       rope_tables(options.max_positions, config.head_dim, config.rope_theta, config.rope_scaling,

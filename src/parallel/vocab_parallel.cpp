@@ -48,13 +48,15 @@ VocabMatrix VocabMatrix::declare(Parameters& parameters, const std::string& name
   return {weight, shard.begin, tp};
 }
 
-void tie(Weight* embedding, Weight* head, const Group& stages) {
+void tie(Parameters& parameters, Weight* embedding, Weight* head, const Group& stages) {
   if (embedding != nullptr && embedding == head) {
     embedding->uses = 2;
     return;
   }
   for (Weight* copy : {embedding, head}) {
-    if (copy != nullptr) copy->tied = &stages;
+    if (copy == nullptr) continue;
+    copy->tied = &stages;
+    if (copy->is_borrowed()) parameters.list()[copy->first].counts_in_norm = false;
   }
 }
 

@@ -36,7 +36,7 @@ struct VocabMatrix {
 
 // Makes one parameter of embedding and head, where tied: one Weight with two uses where they are the
 // same; else copies on the first and the last of `stages`. Null: not on this stage.
-void tie(Weight* embedding, Weight* head, const Group& stages);
+void tie(Parameters& parameters, Weight* embedding, Weight* head, const Group& stages);
 
 struct VocabParallelEmbedding : VocabMatrix {
   // ids int64 [tokens] → [tokens/sp, hidden].  fwd: reduce(tp)
