@@ -128,6 +128,16 @@ void check_schedule(const Config& config, Reasons& reasons) {
   }
 }
 
+void check_pipeline(const Config& config, Reasons& reasons) {
+  const Distributed& d = config.distributed;
+  if (d.pp_chunks > 1 && d.pp_engine != PpEngine::interleaved) {
+    reasons.add(
+        "pp_chunks {} is for pp_engine \"interleaved\" and pp_engine is \"{}\"; use pp_chunks 1 or "
+        "pp_engine \"interleaved\"",
+        d.pp_chunks, to_string(d.pp_engine));
+  }
+}
+
 void check_device(const Config& config, Reasons& reasons) {
   const Distributed& d = config.distributed;
   if (d.use_cpu == true && d.backend == Backend::nccl) {
@@ -173,9 +183,10 @@ void add_layout_reasons(const Config& config, int64_t heads, int64_t kv_heads, i
   }
   if (d.pp_size * d.pp_chunks > layers) {
     reasons.add(
-        "pp_size {} · pp_chunks {} exceeds num_hidden_layers {}; "
-        "each chunk of a stage needs a layer",
-        d.pp_size, d.pp_chunks, layers);
+        "pp_size {} · pp_chunks {} exceeds num_hidden_layers {}, and each chunk of a stage needs a "
+        "layer; use {} {} or less",
+        d.pp_size, d.pp_chunks, layers, d.pp_size > layers ? "pp_size" : "pp_chunks",
+        d.pp_size > layers ? layers : layers / d.pp_size);
   }
 }
 
@@ -192,6 +203,7 @@ void check(const Config& config) {
   check_batch(config, reasons);
   check_sequence(config, reasons);
   check_schedule(config, reasons);
+  check_pipeline(config, reasons);
   check_device(config, reasons);
   check_heads(config, reasons);
   const Distributed& d = config.distributed;

@@ -98,7 +98,10 @@ VALUES = {
     "too many ranks for a machine": ({"distributed": {"dp_size": 60000}}, ["60000 ranks", "lower distributed.dp_size"]),
     "nccl on a CPU": ({"distributed": {"backend": "nccl"}}, ["backend", '"nccl"', "needs a GPU", 'use "gloo"']),
     "tensor parallel": ({"distributed": {"tp_size": 2}}, ["tp_size 2", "not built yet", "use 1"]),
-    "pipeline parallel": ({"distributed": {"pp_size": 2}}, ["pp_size 2", "not built yet", "use 1"]),
+    "more stages than layers": ({"distributed": {"pp_size": 3}}, ["pp_size 3", "num_hidden_layers 2", "use pp_size 2"]),
+    "chunks without interleaving": (
+        {"distributed": {"pp_size": 2, "pp_chunks": 2}}, ["pp_chunks 2", '"1f1b"', '"interleaved"']
+    ),
     "resuming": ({"checkpoint": {"load_path": "x"}}, ["load_path", "not built yet", "leave it empty"]),
     "unknown model": ({"model": {"name": "HuggingFaceTB/SmolLM-135"}}, ["did you mean HuggingFaceTB/SmolLM-135M?"]),
     "model of the hub": ({"model": {"name": "someone/llama"}}, ["someone/llama", "give the folder"]),
