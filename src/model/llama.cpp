@@ -170,9 +170,8 @@ at::Tensor Llama::evaluate(int, const TokenBatch& batch, const at::Tensor&,
   loss.add_(evaluate(batch));
   return {};
 }
-
 at::Tensor Llama::empty_input(const TokenBatch& batch) const {
-  return at::empty({batch.rows * batch.columns, config_.hidden_size}, parameters_.flat().options());
+  return at::empty({batch.ids.numel(), config_.hidden_size}, parameters_.flat().options());
 }
 
 at::Tensor Llama::logits(const TokenBatch& batch) {

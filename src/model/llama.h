@@ -66,7 +66,6 @@ class Llama : public Stage {
   at::Tensor evaluate(int chunk, const TokenBatch& batch, const at::Tensor& x,
                       const at::Tensor& loss) override;
   at::Tensor empty_input(const TokenBatch& batch) const override;
-
   // Σ of the tokens' losses, 0-dim, without keeping anything: validation.
   at::Tensor evaluate(const TokenBatch& batch);
   // Logits of the last position of each row: [rows, vocab/tp]. For generation.
