@@ -132,7 +132,7 @@ void check_pipeline(const Config& config, Reasons& reasons) {
   const Distributed& d = config.distributed;
   if (d.pp_chunks > 1 && d.pp_engine != PpEngine::interleaved) {
     reasons.add(
-        "pp_chunks {} is for the interleaved schedule and pp_engine is \"{}\"; use pp_chunks 1 or "
+        "pp_chunks {} is for pp_engine \"interleaved\" and pp_engine is \"{}\"; use pp_chunks 1 or "
         "pp_engine \"interleaved\"",
         d.pp_chunks, to_string(d.pp_engine));
   }
@@ -183,9 +183,10 @@ void add_layout_reasons(const Config& config, int64_t heads, int64_t kv_heads, i
   }
   if (d.pp_size * d.pp_chunks > layers) {
     reasons.add(
-        "pp_size {} · pp_chunks {} exceeds num_hidden_layers {}; "
-        "each chunk of a stage needs a layer",
-        d.pp_size, d.pp_chunks, layers);
+        "pp_size {} · pp_chunks {} exceeds num_hidden_layers {}, and each chunk of a stage needs a "
+        "layer; use {} {} or less",
+        d.pp_size, d.pp_chunks, layers, d.pp_size > layers ? "pp_size" : "pp_chunks",
+        d.pp_size > layers ? layers : layers / d.pp_size);
   }
 }
 

@@ -97,7 +97,10 @@ VALUES = {
     ),
     "too many ranks for a machine": ({"distributed": {"dp_size": 60000}}, ["60000 ranks", "lower distributed.dp_size"]),
     "nccl on a CPU": ({"distributed": {"backend": "nccl"}}, ["backend", '"nccl"', "needs a GPU", 'use "gloo"']),
-    "chunks": ({"distributed": {"pp_size": 2, "pp_chunks": 2}}, ["pp_chunks 2", "interleaved", "use pp_chunks 1"]),
+    "more stages than layers": ({"distributed": {"pp_size": 3}}, ["pp_size 3", "num_hidden_layers 2", "use pp_size 2"]),
+    "chunks without interleaving": (
+        {"distributed": {"pp_size": 2, "pp_chunks": 2}}, ["pp_chunks 2", '"1f1b"', '"interleaved"']
+    ),
     "an uneven ring": ({"distributed": {"cp_size": 3}, "training": {"seq_length": 32}}, ["seq_length 32", "use 30 or 36"]),
     "resuming": ({"checkpoint": {"load_path": "x"}}, ["load_path", "not built yet", "leave it empty"]),
     "unknown model": ({"model": {"name": "HuggingFaceTB/SmolLM-135"}}, ["did you mean HuggingFaceTB/SmolLM-135M?"]),

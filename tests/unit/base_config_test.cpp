@@ -206,8 +206,8 @@ const Bad bad_ones[] = {
      {"--seq_len", "16777216", "--mbs", "1048576", "--grad_acc_steps", "1048576"},
      {"tokens; lower micro_batch_size"}},
     {"{}",
-     {"--pp", "2", "--pp_chunks", "2"},
-     {"pp_chunks 2 is for the interleaved schedule", "use pp_chunks 1 or pp_engine"}},
+     {"--pp_engine", "afab", "--pp_chunks", "2"},
+     {"pp_chunks 2 is for pp_engine \"interleaved\" and pp_engine is \"afab\"", "use pp_chunks 1"}},
     // Not built yet, and it would change the training.
     {"{}",
      {"--checkpoint.load_path", "x"},
@@ -413,11 +413,15 @@ TEST(ConfigTest, EveryKeyArrivesFromFileAndCommandLine) {
     // By the front doors where it is built: a file, a dotted flag, a short flag; and back from what
     // is printed.
     if (!field.built) continue;
+    // Chunks are refused without their engine.
+    const std::string beside = field.key == "pp_chunks" ? "\"pp_engine\": \"interleaved\"" : "";
+    const std::string base = "{\"model\": {}, \"distributed\": {" + beside + "}}";
     const std::string text =
         field.section == "model" ? "{\"model\": {\"" + field.key + "\": " + value + "}}"
         : field.section == "dataset"
             ? "{\"dataset\": {\"" + field.key + "\": " + value + "}}"
-            : "{\"model\": {}, \"" + field.section + "\": {\"" + field.key + "\": " + value + "}}";
+            : "{\"model\": {}, \"" + field.section + "\": {\"" + field.key + "\": " + value +
+                  (beside.empty() ? "" : ", " + beside) + "}}";
     Config expected = parse_config(text, "c");
     EXPECT_EQ(config_table::value_text(entry, expected), value) << name;
     EXPECT_EQ(to_json(parse_config(to_json(expected), "again")), to_json(expected)) << name;
@@ -426,9 +430,7 @@ TEST(ConfigTest, EveryKeyArrivesFromFileAndCommandLine) {
       std::vector<std::string> arguments = {"before", "--" + flag + "=" + word, "after"};
       const std::vector<Override> overrides = take_overrides(arguments, Flags::dotted_and_short);
       EXPECT_EQ(arguments, (std::vector<std::string>{"before", "after"}));
-      EXPECT_EQ(config_table::value_text(entry, parse_config("{\"model\": {}}", "c", overrides)),
-                value)
-          << flag;
+      EXPECT_EQ(config_table::value_text(entry, parse_config(base, "c", overrides)), value) << flag;
     }
   }
 }
@@ -536,6 +538,19 @@ TEST(ConfigTest, TheWorld) {
     }
     return std::string();
   };
+  Config staged;
+  staged.distributed.pp_size = 3;
+  staged.distributed.pp_chunks = 2;
+  EXPECT_NO_THROW(check_layout(staged, 1, 1, 6));
+  for (const auto& [layers, remedy] :
+       {std::pair(5, "use pp_chunks 1 or less"), std::pair(2, "use pp_size 2 or less")}) {
+    try {
+      check_layout(staged, 1, 1, layers);
+      FAIL();
+    } catch (const UserError& error) {
+      EXPECT_NE(std::string(error.what()).find(remedy), std::string::npos) << error.what();
+    }
+  }
   EXPECT_EQ(refused(3, 32, 8),
             "tp_size 3 does not divide num_attention_heads 32; use 1, 2, 4, 8, 16 or 32");
   EXPECT_EQ(

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <functional>
 #include <string>
+#include <utility>
 
 #include "core/error.h"
 #include "core/record.h"
@@ -242,6 +243,31 @@ std::vector<TokenBatch> toy_batches(int64_t microbatches) {
 
 double distance(const at::Tensor& a, const at::Tensor& b) {
   return ((a - b).abs().max() / b.abs().max()).item<double>();
+}
+
+// The weight half of a split backward multiplies when the list says so, and not before.
+TEST(PipelineParallelTest, WeightGradientsWaitForTheirAction) {
+  const Group alone;
+  Toy toy(0, 1, 1);
+  Gradients gradients(toy.parameters, alone, alone, {});
+  record::Recorder recorder;
+  const record::Attach attached(&recorder);
+  const Schedule list = {{ActionKind::forward, 0},         {ActionKind::forward, 1},
+                         {ActionKind::backward_input, 0},  {ActionKind::backward_input, 1},
+                         {ActionKind::backward_weight, 1}, {ActionKind::backward_weight, 0}};
+  run_schedule(list, toy, toy_batches(2), kScale, gradients, {});
+  std::string seen;
+  int64_t products = 0;
+  for (const record::Entry& entry : recorder.entries()) {
+    if (entry.kind == record::Kind::product) ++products;
+    if (entry.kind != record::Kind::action) continue;
+    if (products > 0) seen += std::to_string(std::exchange(products, 0)) + " products ";
+    seen += std::string(entry.what) + std::to_string(entry.shape[0]) + " ";
+  }
+  EXPECT_EQ(seen,
+            "forward0 forward1 backward_input0 backward_input1 backward_weight1 13 products "
+            "backward_weight0 ");
+  EXPECT_EQ(products, kLayers);
 }
 
 struct Pipeline {
