@@ -182,7 +182,8 @@ bool train(const Run& run, const Rendezvous& rendezvous, const Device& device,
   // The gradient buffer, unused until the first step, has the masters' layout and precision.
   fill_values(gradients.flat(), model, run);
   model.parameters().flat().copy_(gradients.flat());
-  ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training, body);
+  ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training,
+                             config.model.use_fused_adam ? body : Body::plain);
   const Schedule schedule = make_schedule(config, mesh);
   const BatchLoader batches = make_loader(run, mesh, *run.datasets.train, config.dataset.shuffle);
   RunLog log(run, device, last_step(config));
