@@ -15,6 +15,7 @@
 #include "checkpoint/safetensors.h"
 #include "checkpoint/whole_tensors.h"
 #include "core/error.h"
+#include "model/huggingface_config.h"
 
 namespace picotron {
 namespace {

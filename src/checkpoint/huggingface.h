@@ -1,6 +1,6 @@
 // A Hugging Face model folder, in and out:
 //
-//     config.json               the architecture (model/architectures.h)
+//     config.json               the architecture (model/huggingface_config.h)
 //     model.safetensors         the weights (safetensors.h); above 5 GB several files, and
 //                               model.safetensors.index.json, which says what is where
 //     generation_config.json    which tokens begin and end a text

@@ -80,13 +80,13 @@ struct HeaderMistake : std::runtime_error {
 json parse_strictly(std::string_view text, int max_depth) {
   std::vector<std::set<std::string>> keys;
   const auto inspect = [&](int depth, json::parse_event_t event, json& parsed) {
-    using enum json::parse_event_t;
-    if ((event == object_start || event == array_start) && depth >= max_depth) {
+    using Event = json::parse_event_t;
+    if ((event == Event::object_start || event == Event::array_start) && depth >= max_depth) {
       throw HeaderMistake("it is nested too deeply");
     }
-    if (event == object_start) keys.emplace_back();
-    if (event == object_end) keys.pop_back();
-    if (event == key && !keys.back().insert(parsed.get<std::string>()).second) {
+    if (event == Event::object_start) keys.emplace_back();
+    if (event == Event::object_end) keys.pop_back();
+    if (event == Event::key && !keys.back().insert(parsed.get<std::string>()).second) {
       throw HeaderMistake(fmt::format("\"{}\" is there twice", parsed.get<std::string>()));
     }
     return true;

@@ -1,6 +1,6 @@
-// picotron bench: how fast a training step is, against the machine's own matrix products and against
-// the same model in plain PyTorch. The measured programs are processes that take turns, a few steps
-// each, so that whatever else the machine does in the meantime meets all of them:
+// picotron bench: how fast a training step is, against the machine's own matrix products and
+// against the same model in plain PyTorch. The measured programs are processes that take turns, a
+// few steps each, so that whatever else the machine does in the meantime meets all of them:
 //
 //     round   1                       2                       3   …
 //             ours | PyTorch | floor  ours | PyTorch | floor
@@ -25,6 +25,7 @@
 #include "dist/device.h"
 #include "kernels/matmul.h"
 #include "model/architectures.h"
+#include "model/huggingface_config.h"
 #include "train/metrics.h"
 #include "train/step_bench.h"
 

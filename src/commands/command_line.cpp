@@ -29,7 +29,7 @@ std::string nearest(const std::string& flag, const std::vector<std::string>& kno
 
 UserError unexpected(const CLI::App& app, const std::string& argument,
                      std::span<const std::string> other_flags) {
-  const std::string command = app.get_name();
+  const std::string& command = app.get_name();
   if (!argument.starts_with("-")) {
     return user_error("{}: unexpected argument '{}'; see {} --help", command,
                       argument.substr(0, 100), command);

@@ -112,6 +112,11 @@ int create_config_command(const std::vector<std::string>& arguments) {
   if (const std::optional<int> done = parse(app, rest, known)) return *done;
   if (out_dir.empty() || exp_name.empty())
     throw user_error("--out_dir and --exp_name need a name each");
+  if (exp_name == "." || exp_name == ".." || exp_name.find('/') != std::string::npos) {
+    throw user_error(
+        "--exp_name {} is a path, and it names one folder in --out_dir; give the path as --out_dir",
+        exp_name);
+  }
 
   const bool had_token = std::erase_if(overrides, [](const Override& given) {
                            return given.key == "environment.HF_TOKEN";

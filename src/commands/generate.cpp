@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "data/stories.h"
+#include "model/huggingface_config.h"
 #include "model/llama.h"
 #include "train/samples.h"
 

@@ -5,18 +5,15 @@
 //   gate, up     intermediate x hidden               down    hidden x intermediate
 //   norms        hidden, two per layer and a last    head    vocab x hidden, or the embedding
 //
-// The numbers come from a Hugging Face `config.json` (two spellings, of transformers 4 and 5), from
-// a table of published models, so that training one from random weights needs no download, or from
-// the keys under `model` of our own configuration, which override either.
+// The numbers come from a Hugging Face config.json (huggingface_config.h), from the table of
+// published models (known_architectures.h), or from the keys under `model` of our own
+// configuration, which override either.
 // Papers: Touvron et al. 2023 (Llama), Ainslie et al. 2023 (grouped key/value heads).
 // Read next: architectures.cpp, then llama.h.
 #pragma once
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <string_view>
-#include <vector>
 
 #include "core/config.h"
 #include "kernels/rope.h"
@@ -43,21 +40,6 @@ struct LlamaConfig {
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> eos_token_id;  // the first one, where the file lists several
 };
-
-// The published models that need no file. Keys are hub ids; null when `name` is not in the table.
-const LlamaConfig* find_architecture(std::string_view name);
-std::vector<std::string> known_architectures();
-
-// Reads the contents of a Hugging Face config.json; `file` is for messages. Every number is checked
-// (sign, size, divisibility). Throws UserError naming the file and the key: a model that is not
-// Llama, an activation that is not SiLU, a RoPE scaling that is not Llama 3's.
-LlamaConfig from_huggingface(const nlohmann::json& contents, const std::string& file);
-
-// The same, from a file or from a folder that holds config.json.
-LlamaConfig read_huggingface_config(const std::string& file_or_folder);
-
-// The config.json that transformers 4 and 5 both read. `dtype` is that of the weights beside it.
-nlohmann::json to_huggingface(const LlamaConfig& config, DType dtype);
 
 // The architecture that `model` of a configuration asks for. `name` is a folder with config.json or
 // a name of the table; `init_from` alone (name null) implies its own; with neither, the keys say it

@@ -5,9 +5,10 @@
 // product floor is measured (kernels/matmul_floor.h).
 //
 // A measurement runs in a process of its own, so that its peak memory is its own, and answers
-// requests, so that it can take turns with another program (bench/pytorch_step.py answers the same):
+// requests, so that it can take turns with another program (bench/pytorch_step.py does the same):
 //
-//     "steps 5"   →  {"seconds": [0.91, …], "memory_bytes": …, "newest": {"products": …, "attention": …}}
+//     "steps 5"   →  {"seconds": [0.91, …], "memory_bytes": …,
+//                     "newest": {"products": …, "attention": …}}
 //     "floor"     →  {"seconds": …, "product_rate": …, "products": [{"what": …, "form": …}, …]}
 #pragma once
 #include <ATen/core/Tensor.h>

@@ -179,11 +179,12 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
   Llama model(run.architecture, mesh, llama_options(run, mesh.my.pp, device.torch()));
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
                       {.zero_stage = static_cast<int>(config.distributed.zero_stage)});
+  const bool fuses = config.kernels.fused && config.model.use_fused_adam;
   // The gradient buffer, unused until the first step, has the masters' layout and precision.
   fill_values(gradients.flat(), model, run);
   model.parameters().flat().copy_(gradients.flat());
   ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training,
-                             config.kernels.fused ? Body::fused : Body::plain);
+                             fuses ? Body::fused : Body::plain);
   const Schedule schedule = schedule_of_stage(config, mesh.my.pp);
   const BatchLoader batches = make_loader(run, mesh, *run.datasets.train, config.dataset.shuffle);
   RunLog log(run, device, last_step(config));

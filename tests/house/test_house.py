@@ -1,5 +1,5 @@
-"""The rules of the house, held by reading the source: how long a file may be, which room may look into which,
-and where LibTorch's process groups, oneDNN and matrix products may be called.
+"""The rules of the house, held by reading the source: how long a file and a line may be, which room may look into
+which, where LibTorch's process groups, oneDNN and matrix products may be called, and that every key has a reader.
 
 ARCHITECTURE.md tells why; each test's message says what to do about a breach."""
 
@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SRC = ROOT / "src"
 SOURCES = sorted(p for ext in ("h", "cpp", "cu", "cuh") for p in SRC.rglob(f"*.{ext}"))
 TEST_SOURCES = sorted(p for ext in ("h", "cpp") for p in (ROOT / "tests").rglob(f"*.{ext}"))
+BENCH_SOURCES = sorted(p for ext in ("h", "cpp") for p in (ROOT / "bench").rglob(f"*.{ext}"))
 
 # The six techniques that a student comes to read, and two that belong to them.
 SHORT = ["train/train", "model/llama"] + [
@@ -178,6 +179,22 @@ def test_no_word_that_promises_later():
     assert not found, "\n".join(found)
 
 
+def without_raw_strings(text):
+    """A raw string is text of its own, in which the ends of lines may count."""
+    return re.sub(r'R"(\w*)\(.*?\)\1"', lambda m: '""' + "\n" * m.group().count("\n"), text, flags=re.DOTALL)
+
+
+def test_lines_of_cpp_fit_in_100_columns():
+    """Characters, not bytes; clang-format breaks code, but not every comment and string."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {len(line)} columns"
+        for path in SOURCES + TEST_SOURCES + BENCH_SOURCES
+        for number, line in enumerate(without_raw_strings(path.read_text()).splitlines(), 1)
+        if len(line) > 100
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_no_process_wide_random_state():
     found = breaches_of(r"\b(std::)?s?rand\(|std::random_device|at::manual_seed|torch::manual_seed", lambda n: False,
                         "process-wide randomness; draw from (seed, name, index)")
@@ -194,3 +211,101 @@ def test_one_thread_local_pointer():
     found = breaches_of(r"\bthread_local\b", lambda n: n.startswith("core/record"),
                         "the record's pointer is the program's only thread-local")
     assert not found, "\n".join(found)
+
+
+# ------------------------------------------------------------------------------------- every config key has a reader
+
+# Keys that a function of core/config.h reads for the whole program: then that function must be called.
+READ_BY_FUNCTION = {
+    "training.gradient_accumulation_steps": "gradient_accumulation_steps",
+    "training.global_batch_size": "global_batch_size",
+    "environment.FLASH_ATTEN": "resolve_environment",
+}
+
+# Keys of the reference that say something about another key's value alone, which is refused or warned about itself.
+SAID_BY_ANOTHER = {
+    "dataset.subset_name": "a data set of the hub, which open_datasets refuses",
+    "dataset.split": "a data set of the hub, which open_datasets refuses",
+    "environment.HF_TOKEN": "downloads from the hub, which are refused",
+    "logging.project_name": "logging.use_wandb",
+    "logging.run_name": "logging.use_wandb",
+}
+
+
+def config_keys(config_h):
+    """{section.key: the type of its section}, from the structs of core/config.h."""
+    structs = dict(re.findall(r"^struct (\w+) \{(.*?)^\};", without_comments(config_h), re.DOTALL | re.MULTILINE))
+    sections = {t: s for t, s in re.findall(r"(\w+) (\w+);", structs["Config"]) if t in structs}
+    return {
+        f"{section}.{name}": section_type
+        for section_type, section in sections.items()
+        for declaration in structs[section_type].split(";")
+        # Type a = 1, b: the type, then the names between commas.
+        for names in re.findall(r"^\s*[\w:]+(?:<[\w:]+>)?\s+(.+)", declaration, re.DOTALL)
+        for name in re.findall(r"(?:^|,)\s*(\w+)", names)
+    }
+
+
+def reads(key, section_type, text, header=""):
+    """Is the key read in this source? As section.key or, where a variable has the section's type, as variable.key."""
+    section, name = key.split(".")
+    receivers = {section} | set(re.findall(rf"\b{section_type}\s*[&*]?\s*(\w+)", text + header))
+    pattern = rf"\b(?:{'|'.join(receivers)})(?:\.|->){name}\b(?!\s*(?:=[^=]|\())"
+    return re.search(pattern, text) is not None
+
+
+def keys_not_built(table_cpp):
+    """{section.key: "refused" or "warned"}, from the entries of core/config_table.cpp."""
+    entries = re.split(r"\{AT\(", without_comments(table_cpp))[1:]
+    found = {}
+    for entry in entries:
+        section, name = re.match(r"(\w+), (\w+)\)", entry).groups()
+        if kind := re.search(r"\b(refused|warned)\(", entry):
+            found[f"{section}.{name}"] = kind.group(1)
+    return found
+
+
+def breaches_of_reading(config_h, table_cpp, sources):
+    """sources: {path: text without comments} of src/ without core/config*."""
+    keys, not_built, found = config_keys(config_h), keys_not_built(table_cpp), []
+    for key, section_type in keys.items():
+        if key in READ_BY_FUNCTION:
+            is_read = any(re.search(rf"\b{READ_BY_FUNCTION[key]}\(", text) for text in sources.values())
+        else:
+            is_read = any(reads(key, section_type, text, sources.get(path.with_suffix(".h"), ""))
+                          for path, text in sources.items())
+        answered = key in not_built or key in SAID_BY_ANOTHER
+        if not is_read and not answered:
+            found.append(f"{key} has no reader in src/; read it, or say in config_table.cpp that it is not built")
+        if is_read and not_built.get(key) == "warned":
+            found.append(f"{key} is read; delete its warned() in config_table.cpp")
+        if key in SAID_BY_ANOTHER and (is_read or key in not_built):
+            found.append(f"{key} is read or answered by itself; delete it from SAID_BY_ANOTHER")
+    for key in (READ_BY_FUNCTION.keys() | SAID_BY_ANOTHER.keys() | not_built.keys()) - keys.keys():
+        found.append(f"{key} is listed here or in config_table.cpp but is no member in config.h")
+    return found
+
+
+@pytest.fixture(scope="module")
+def config_sources():
+    readers = {p: without_comments(p.read_text()) for p in SOURCES if not name_of(p).startswith("core/config")}
+    return (SRC / "core/config.h").read_text(), (SRC / "core/config_table.cpp").read_text(), readers
+
+
+def test_every_key_has_a_reader(config_sources):
+    assert len(config_keys(config_sources[0])) > 60
+    found = breaches_of_reading(*config_sources)
+    assert not found, "\n".join(found)
+
+
+def test_the_rule_of_readers_itself(config_sources):
+    config_h, table_cpp, sources = config_sources
+    added = "struct Training {\n  int64_t invented = 0, other = 1;"
+    unread = breaches_of_reading(config_h.replace("struct Training {", added), table_cpp, sources)
+    assert [line.split()[0] for line in unread] == ["training.invented", "training.other"]
+    assigned = {SRC / "a.cpp": "void f(Training& t) { t.invented = 1; t.invented(); x.invented; }"}
+    assert not any(reads("training.invented", "Training", text) for text in assigned.values())
+    for text in ("config.training.invented", "const Training& t = c.training; if (t.invented == 1)"):
+        assert reads("training.invented", "Training", text)
+    late = table_cpp.replace("{AT(training, seed), reference,", "{AT(training, seed), warned(), reference,")
+    assert "training.seed is read" in breaches_of_reading(config_h, late, sources)[0]

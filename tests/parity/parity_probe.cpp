@@ -30,6 +30,7 @@
 #include "core/log.h"
 #include "dist/device.h"
 #include "dist/launch.h"
+#include "model/huggingface_config.h"
 #include "model/llama.h"
 #include "train/train.h"
 

@@ -14,7 +14,7 @@
 #include "checkpoint/huggingface.h"
 #include "checkpoint/safetensors.h"
 #include "core/error.h"
-#include "model/architectures.h"
+#include "model/huggingface_config.h"
 
 namespace picotron {
 namespace {

@@ -9,6 +9,8 @@
 #include <functional>
 
 #include "core/error.h"
+#include "model/huggingface_config.h"
+#include "model/known_architectures.h"
 
 namespace picotron {
 namespace {
@@ -44,6 +46,7 @@ TEST(Architectures, CountsOfPublishedModels) {
       {"HuggingFaceTB/SmolLM-360M-Instruct", 361'821'120},
       {"HuggingFaceTB/SmolLM-1.7B", 1'711'376'384},
       {"HuggingFaceTB/SmolLM2-135M", 134'515'008},
+      {"HuggingFaceTB/SmolLM2-360M", 361'821'120},
       {"HuggingFaceTB/SmolLM2-1.7B-Instruct", 1'711'376'384},
       {"TinyLlama/TinyLlama_v1.1", 1'100'048'384},
       {"meta-llama/Llama-2-7b-hf", 6'738'415'616},
@@ -60,6 +63,11 @@ TEST(Architectures, CountsOfPublishedModels) {
     EXPECT_NO_THROW(check_architecture(*find_architecture(name), name));
   }
   EXPECT_EQ(find_architecture("huggingfacetb/SmolLM-135M"), nullptr);
+  const LlamaConfig& smollm2 = *find_architecture("HuggingFaceTB/SmolLM2-360M");
+  EXPECT_EQ(smollm2.rope_theta, 100000.0);
+  EXPECT_EQ(smollm2.max_position_embeddings, 8192);
+  EXPECT_EQ(smollm2.initializer_range, 0.02);
+  EXPECT_EQ(find_architecture("HuggingFaceTB/SmolLM2-135M")->initializer_range, 1.0 / 24);
   EXPECT_EQ(find_architecture("HuggingFaceTB/SmolLM2-1.7B")->rope_theta, 130000.0);
   EXPECT_EQ(find_architecture("meta-llama/Llama-3.2-1B")->rope_scaling->factor, 32.0);
 }

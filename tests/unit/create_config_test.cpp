@@ -133,7 +133,7 @@ TEST_F(CreateConfigTest, BadFlagsWriteNothing) {
   EXPECT_TRUE(fs::is_empty(folder_));
 
   std::ofstream(folder_ / "file") << "x";
-  EXPECT_NE(run({"--exp_name", "file/below"}).find("cannot be made"), std::string::npos);
+  EXPECT_NE(run({"--exp_name", "file"}).find("cannot be made"), std::string::npos);
 }
 
 }  // namespace

@@ -39,6 +39,10 @@ struct Case {
   int64_t numel;
   at::ScalarType dtype;
 };
+// What CTest shows beside the name.
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.numel << " " << c10::toString(c.dtype) << " among " << c.ranks << " ranks";
+}
 
 class Collectives : public ::testing::TestWithParam<Case> {};
 
@@ -96,7 +100,10 @@ std::vector<Case> cases() {
   }
   return result;
 }
-INSTANTIATE_TEST_SUITE_P(Sizes, Collectives, ::testing::ValuesIn(cases()));
+INSTANTIATE_TEST_SUITE_P(Sizes, Collectives, ::testing::ValuesIn(cases()), [](const auto& test) {
+  const Case& c = test.param;
+  return std::to_string(c.ranks) + "Ranks" + std::to_string(c.numel) + c10::toString(c.dtype);
+});
 
 TEST(CollectivesTogether, SeveralInFlightOnSeveralGroupsInDifferentOrders) {
   run_ranks(4, [](const Rendezvous& rendezvous) {

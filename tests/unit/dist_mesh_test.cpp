@@ -67,6 +67,11 @@ struct Layout {
   AxisSizes sizes;
   const char* order;
 };
+// What CTest shows beside the name.
+void PrintTo(const Layout& layout, std::ostream* out) {
+  const auto& [dp, pp, cp, tp] = layout.sizes;
+  *out << "dp " << dp << " pp " << pp << " cp " << cp << " tp " << tp << " as " << layout.order;
+}
 class MeshGroups : public ::testing::TestWithParam<Layout> {};
 
 // Every member of a group must hold the same list, itself at its own place, and groups of an axis

@@ -14,6 +14,7 @@
 
 #include "checkpoint/safetensors.h"
 #include "core/error.h"
+#include "model/huggingface_config.h"
 
 namespace picotron {
 namespace {

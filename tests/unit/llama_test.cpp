@@ -1,5 +1,5 @@
 // The whole Llama, forward and written-out backward, in float64 against the same model in plain
-// ATen operators (llama_support.h), differentiated by vjp: every parameter's gradient, in odd sizes.
+// ATen operators (llama_support.h), differentiated by vjp: each parameter's gradient, in odd sizes.
 #include "model/llama.h"
 
 #include <ATen/core/grad_mode.h>
