@@ -26,8 +26,8 @@ at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& w, At at = At::
 // dx = dy w. dy [m, n], w [n, k]; returns [m, k].
 at::Tensor linear_input_gradient(const at::Tensor& dy, const at::Tensor& w, At at = At::current());
 
-// dw += dyᵀ x, or dw = dyᵀ x whatever was there. dy [m, n], x [m, k] of the compute dtype; dw [n, k]
-// contiguous, fp32 (fp64 for fp64 inputs).
+// dw += dyᵀ x, or dw = dyᵀ x whatever was there. dy [m, n], x [m, k] of the compute dtype; dw
+// [n, k] contiguous, fp32 (fp64 for fp64 inputs).
 void linear_weight_gradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x,
                             bool accumulate = true, At at = At::current());
 

@@ -4,7 +4,7 @@
 //
 //     forward, input gradient   oneDNN as kernels/matmul calls it; with the weight laid out
 //                               beforehand as oneDNN likes it best; ATen (at::linear, at::mm)
-//     weight gradient           oneDNN, adding into fp32 by itself; ATen's product, then an addition
+//     weight gradient           oneDNN, adding into fp32 by itself; ATen's product, then a sum
 //
 // Read next: matmul.h, train/step_bench.h.
 #pragma once
