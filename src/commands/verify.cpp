@@ -72,7 +72,7 @@ int run_processes(const ShrunkRun& shrunk, const std::vector<std::string>& argv,
                 [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
                   const auto device = open_device({.use_cpu = true, .local_rank = local_rank});
                   Trace trace;
-                  train(run, rendezvous, *device, tracer(trace));
+                  train(run, rendezvous, *device, tracer(trace, shrunk.detailed_steps()));
                   if (rendezvous.global_rank == 0) write_trace(file, trace);
                   return 0;
                 });
@@ -105,9 +105,7 @@ void print_table(const Distances& d, const Tolerance& t) {
   log::print(fmt::format("  {:<22} {:>9} {:>9}", "distance from one rank", "worst", "tolerance"));
   log::print(row("loss", d.loss, t.loss, ""));
   log::print(row("gradient norm", d.grad_norm, t.grad_norm, ""));
-  log::print(row("gradient, first step", d.first_gradient.distance, t.first_gradients,
-                 d.first_gradient.name));
-  log::print(row("gradient, all steps", d.gradient.distance, t.gradients, at_step(d.gradient)));
+  log::print(row("gradient", d.gradient.distance, t.gradients, at_step(d.gradient)));
   log::print(row("updated weight", d.weight.distance, t.weights, at_step(d.weight)));
 }
 
@@ -180,7 +178,7 @@ int verify_command(const std::vector<std::string>& arguments) {
   const LlamaConfig& small = example.architecture;
   log::print(fmt::format(
       "Layout: {}\nSmall model: {} layers, hidden {}, {} heads ({} key/value), inner {}, "
-      "vocabulary {}{}; 3 steps of {} sequences of {} tokens",
+      "vocabulary {}{}; steps of {} sequences of {} tokens",
       layout_of(config), small.num_hidden_layers, small.hidden_size, small.num_attention_heads,
       small.num_key_value_heads, small.intermediate_size, small.vocab_size,
       small.tie_word_embeddings ? ", tied" : "", global_batch_size(example.config),

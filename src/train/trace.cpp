@@ -50,17 +50,19 @@ at::Tensor copy_of(const StoredTensor& stored) {
 
 }  // namespace
 
-TrainObserver tracer(Trace& trace) {
+TrainObserver tracer(Trace& trace, int64_t detailed_steps) {
   return {.after_backward =
-              [&trace](const StepView& view) {
+              [&trace, detailed_steps](const StepView& view) {
                 if (view.mesh.global_rank == 0) trace.steps.emplace_back();
+                if (view.step > detailed_steps) return;
                 const at::Tensor sums = view.gradients.flat().clone();
                 view.gradients.gather_values(sums);  // under ZeRO-1 a rank has those of its part
                 Trace::Tensors all = gather(sums, view, trace);
                 if (view.mesh.global_rank == 0) trace.steps.back().gradients = std::move(all);
               },
           .after_update =
-              [&trace](const StepView& view) {
+              [&trace, detailed_steps](const StepView& view) {
+                if (view.step > detailed_steps) return;
                 Trace::Tensors all = gather(view.model.parameters().flat(), view, trace);
                 if (view.mesh.global_rank == 0) trace.steps.back().weights = std::move(all);
               },

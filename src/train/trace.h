@@ -17,14 +17,15 @@ struct Trace {
   using Tensors = std::map<std::string, at::Tensor>;  // by Hugging Face name, on the CPU
   struct Step {
     double loss = 0, grad_norm = 0;
-    Tensors gradients, weights;  // before clipping; after the update
+    Tensors gradients, weights;  // before clipping; after the update; empty in later steps
   };
   std::vector<Step> steps;
   std::map<std::string, std::vector<WholeTensors::Part>> parts;  // who holds what
 };
 
-// Fills `trace` on rank 0 (on the others it stays empty) while a run goes on. `trace` outlives it.
-TrainObserver tracer(Trace& trace);
+// Fills `trace` on rank 0 (on the others it stays empty) while a run goes on, with tensors in the
+// first `detailed_steps` steps. `trace` outlives it.
+TrainObserver tracer(Trace& trace, int64_t detailed_steps);
 
 // As a safetensors file, which holds everything but `parts`; for ranks that are processes.
 void write_trace(const std::filesystem::path& file, const Trace& trace);

@@ -14,7 +14,7 @@
 namespace picotron {
 namespace {
 
-constexpr int64_t kHeadDim = 4, kHidden = 24, kSteps = 3, kMostMicrobatches = 8;
+constexpr int64_t kMostMicrobatches = 8;
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 
 // Tokens without any order, the same on every rank.
@@ -76,8 +76,7 @@ Distances::Worst worst_of(const Trace::Tensors& mine, const Trace::Tensors& refe
 }  // namespace
 
 bool Distances::within(const Tolerance& t) const {
-  return loss <= t.loss && grad_norm <= t.grad_norm &&
-         first_gradient.distance <= t.first_gradients && gradient.distance <= t.gradients &&
+  return loss <= t.loss && grad_norm <= t.grad_norm && gradient.distance <= t.gradients &&
          weight.distance <= t.weights;
 }
 
@@ -88,10 +87,10 @@ Distances distances(const Trace& mine, const Trace& reference) {
     const Trace::Step &a = mine.steps[i], &b = reference.steps[i];
     result.loss = std::max(result.loss, relative(a.loss, b.loss));
     result.grad_norm = std::max(result.grad_norm, relative(a.grad_norm, b.grad_norm));
+    if (b.gradients.empty()) continue;
     const auto step = static_cast<int64_t>(i) + 1;
     const Distances::Worst gradient = worst_of(a.gradients, b.gradients, step);
     const Distances::Worst weight = worst_of(a.weights, b.weights, step);
-    if (i == 0) result.first_gradient = gradient;
     if (i == 0 || gradient.distance > result.gradient.distance) result.gradient = gradient;
     if (i == 0 || weight.distance > result.weight.distance) result.weight = weight;
   }
@@ -101,13 +100,17 @@ Distances distances(const Trace& mine, const Trace& reference) {
 Tolerance tolerance_of(DType dtype) {
   switch (dtype) {
     case DType::float64:
-      return {1e-10, 1e-10, 1e-10, 1e-10, 1e-10};
+      return {1e-10, 1e-10, 1e-10, 1e-10};
     case DType::float32:
-      return {1e-5, 1e-4, 1e-4, kNoLimit, kNoLimit};
+      return {1e-5, 1e-4, 1e-4, kNoLimit};
     case DType::bfloat16:
-      return {2e-2, 2e-2, kNoLimit, kNoLimit, kNoLimit};
+      return {2e-2, 2e-2, kNoLimit, kNoLimit};
   }
   throw BrokenInvariant("every dtype is handled");
+}
+
+int64_t ShrunkRun::detailed_steps() const {
+  return config.model.dtype == DType::float64 ? config.training.total_train_steps : 1;
 }
 
 ShrunkRun shrink(const Config& config, const LlamaConfig& architecture, DType dtype,
@@ -120,14 +123,15 @@ ShrunkRun shrink(const Config& config, const LlamaConfig& architecture, DType dt
   const int64_t group = m.num_attention_heads / m.num_key_value_heads;
   if (m.num_key_value_heads % d.tp_size == 0) m.num_key_value_heads = d.tp_size;
   m.num_attention_heads = group * m.num_key_value_heads;
-  m.head_dim = kHeadDim;
-  m.hidden_size = kHidden;
+  const bool exact = dtype == DType::float64;
+  m.head_dim = exact ? 4 : 16;
+  m.hidden_size = exact ? 24 : 96;
   m.intermediate_size = alike(m.intermediate_size, d.tp_size, 3 * d.tp_size);
   m.vocab_size = alike(m.vocab_size, d.tp_size, std::max<int64_t>(17, 3 * d.tp_size));
   m.num_hidden_layers =
       std::min(m.num_hidden_layers, alike(m.num_hidden_layers, d.pp_size * d.pp_chunks,
                                           std::max<int64_t>(2, d.pp_size * d.pp_chunks)));
-  m.initializer_range = 0.3;  // so that every non-linearity bends
+  m.initializer_range = exact ? 0.3 : 0.05;
 
   Training& t = small.config.training;
   const int64_t divisor =
@@ -137,11 +141,11 @@ ShrunkRun shrink(const Config& config, const LlamaConfig& architecture, DType dt
   t.gradient_accumulation_steps = std::min(gradient_accumulation_steps(config), kMostMicrobatches);
   t.micro_batch_size = std::min<int64_t>(t.micro_batch_size, 2);
   t.global_batch_size.reset();
-  t.total_train_steps = kSteps;
+  t.total_train_steps = exact ? 3 : 20;
   t.max_tokens.reset();
   t.eval_interval = 0;
   t.optimizer = optimizer;
-  t.learning_rate = optimizer == OptimizerKind::sgd ? 0.1 : 1e-2;
+  t.learning_rate = optimizer == OptimizerKind::sgd ? 0.1 : exact ? 1e-2 : 1e-3;
   t.lr_schedule = LrSchedule::constant;
   t.warmup_steps = 0;
   t.adam_eps = 1e-4;  // with a smaller one tiny gradients amplify rounding
@@ -187,7 +191,7 @@ Trace trace_as_threads(const ShrunkRun& shrunk) {
                             const auto device =
                                 open_device({.use_cpu = true, .local_rank = local_rank});
                             Trace& trace = traces[static_cast<size_t>(rendezvous.global_rank)];
-                            train(run, rendezvous, *device, tracer(trace));
+                            train(run, rendezvous, *device, tracer(trace, shrunk.detailed_steps()));
                             return 0;
                           });
   if (code != 0) throw run_error("a rank of the small model failed");
