@@ -109,12 +109,10 @@ at::Tensor Llama::layer_backward(const Layer& layer, const TokenBatch& batch, co
                               .view({batch.rows, batch.columns, heads_, config_.head_dim})
                               .transpose(1, 2);
   const Heads heads = split_heads(saved.qkv, batch);
-  const AttentionGradients dheads =
-      attention_backward(dout, heads.q, heads.k, heads.v, saved.attention,
-                         /*causal=*/true, 1 / std::sqrt(config_.head_dim));
   const at::Tensor dqkv = at::empty_like(saved.qkv);
   const Heads into = split_heads(dqkv, batch);
-  into.q.copy_(dheads.dq), into.k.copy_(dheads.dk), into.v.copy_(dheads.dv);
+  attention_backward_into({into.q, into.k, into.v}, dout, heads.q, heads.k, heads.v,
+                          saved.attention, /*causal=*/true, 1 / std::sqrt(config_.head_dim));
   apply_rope_(dqkv.view({tokens, -1, config_.head_dim}).narrow(1, 0, heads_ + key_value_heads_),
               batch.positions, rope_, /*inverse=*/true, body_);
   const at::Tensor dn1 = layer.qkv_proj.backward(dqkv, saved.n1, gradients);
