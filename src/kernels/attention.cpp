@@ -23,8 +23,17 @@ record::Entry entry(const char* what, const at::Tensor& q, const at::Tensor& k, 
 }
 
 // ATen's bf16 backward sets up a oneDNN product for each small tile of each head, which costs more
-// than the tile. Below this many keys its fp32 one is quickest, from there on our own.
-constexpr int64_t kShort = 256;
+// than the tile. Below kShort keys its fp32 one is quicker than that, below kBlocks than our own.
+constexpr int64_t kShort = 256, kBlocks = 64;
+
+bool computes_in_blocks(const at::Tensor& q, const at::Tensor& k) {
+  return k.size(2) >= kBlocks && attention_cpu_computes(q);
+}
+
+// [batch, heads, seq, head_dim], in memory [batch, seq, heads, head_dim].
+at::Tensor empty_like_rows(const at::Tensor& x) {
+  return at::empty({x.size(0), x.size(2), x.size(1), x.size(3)}, x.options()).transpose(1, 2);
+}
 
 AttentionGradients aten_cpu_backward(const at::Tensor& dout, const at::Tensor& q,
                                      const at::Tensor& k, const at::Tensor& v,
@@ -54,16 +63,31 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
                                       std::source_location at) {
   const record::Scope scope(entry("attention_backward", q, k, causal, 5), at);
   if (!q.is_cpu()) return attention_cuda_backward(dout, q, k, v, saved, causal, scale);
-  if (q.scalar_type() == at::kBFloat16 && k.size(2) < kShort) {
-    const auto wide = [](const at::Tensor& x) { return x.to(at::kFloat); };
-    const AttentionGradients d = aten_cpu_backward(wide(dout), wide(q), wide(k), wide(v),
-                                                   {wide(saved.out), saved.lse}, causal, scale);
-    return {d.dq.to(at::kBFloat16), d.dk.to(at::kBFloat16), d.dv.to(at::kBFloat16)};
+  if (computes_in_blocks(q, k)) {
+    const AttentionGradients fresh = {empty_like_rows(q), empty_like_rows(k), empty_like_rows(v)};
+    attention_cpu_backward(fresh, dout, q, k, v, saved, causal, scale);
+    return fresh;
   }
-  if (attention_cpu_computes(q)) {
-    return attention_cpu_backward(dout, q, k, v, saved, causal, scale);
+  if (q.scalar_type() != at::kBFloat16 || k.size(2) >= kShort) {
+    return aten_cpu_backward(dout, q, k, v, saved, causal, scale);
   }
-  return aten_cpu_backward(dout, q, k, v, saved, causal, scale);
+  const auto wide = [](const at::Tensor& x) { return x.to(at::kFloat); };
+  const AttentionGradients d = aten_cpu_backward(wide(dout), wide(q), wide(k), wide(v),
+                                                 {wide(saved.out), saved.lse}, causal, scale);
+  return {d.dq.to(at::kBFloat16), d.dk.to(at::kBFloat16), d.dv.to(at::kBFloat16)};
+}
+
+void attention_backward_into(const AttentionGradients& into, const at::Tensor& dout,
+                             const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const AttentionOutput& saved, bool causal, double scale,
+                             std::source_location at) {
+  if (computes_in_blocks(q, k)) {
+    const record::Scope scope(entry("attention_backward", q, k, causal, 5), at);
+    attention_cpu_backward(into, dout, q, k, v, saved, causal, scale);
+    return;
+  }
+  const AttentionGradients fresh = attention_backward(dout, q, k, v, saved, causal, scale, at);
+  into.dq.copy_(fresh.dq), into.dk.copy_(fresh.dk), into.dv.copy_(fresh.dv);
 }
 
 Heads split_heads(const at::Tensor& qkv, int64_t rows, int64_t key_value_heads, int64_t head_dim) {

@@ -38,6 +38,13 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
                                       const AttentionOutput& saved, bool causal, double scale,
                                       std::source_location at = std::source_location::current());
 
+// The same, written where `into` lies: views of q's, k's and v's shapes and dtype, for instance of
+// the gradient of one fused product.
+void attention_backward_into(const AttentionGradients& into, const at::Tensor& dout,
+                             const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const AttentionOutput& saved, bool causal, double scale,
+                             std::source_location at = std::source_location::current());
+
 // The heads of a fused product [rows · columns, (heads + 2 key/value heads) · head_dim], as views of
 // it: [rows, heads, columns, head_dim].
 struct Heads {

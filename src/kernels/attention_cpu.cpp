@@ -6,79 +6,164 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
+#include "core/error.h"
 #include "kernels/cpu_dispatch.h"
 #include "kernels/matmul_onednn.h"
 
 namespace picotron {
 namespace {
 
+using cpu::bf16;
+
 constexpr int64_t kRows = 256, kKeys = 512;  // of a block: what it needs fits a core's second cache
 
-// The part of one key/value head: q, dout and out [group, queries, dim], lse [group, queries],
-// k and v [keys, dim].
-struct Part {
-  at::Tensor q, dout, out, lse, k, v;
+struct Shape {
+  int64_t group, queries, keys, dim;  // group: query heads of one key/value head
+  bool causal;
+  float scale;
+
+  // A power of two where there is more than one block.
+  int64_t queries_of_block() const {
+    const auto most = static_cast<uint64_t>(std::max<int64_t>(kRows / group, 32));
+    return std::min(queries, static_cast<int64_t>(std::bit_floor(most)));
+  }
+  int64_t keys_of_block() const { return std::min(kKeys, keys); }
 };
 
-at::Tensor rows_of(const at::Tensor& heads, int64_t first, int64_t count) {
-  return heads.narrow(1, first, count).reshape({heads.size(0) * count, -1}).contiguous();
+// Element i of a row of a head is data[head · head_stride + row · row_stride + i].
+template <class T>
+struct Heads {
+  T* data;
+  int64_t head_stride, row_stride;
+};
+
+template <class T>
+Heads<T> heads_of(const at::Tensor& x, int64_t sequence, int64_t head) {
+  T* data = static_cast<T*>(x.data_ptr());
+  return {data + sequence * x.stride(0) + head * x.stride(1), x.stride(1), x.stride(2)};
 }
 
-// The first elements of a buffer as a [rows, columns] matrix.
-at::Tensor matrix(const at::Tensor& buffer, int64_t rows, int64_t columns) {
-  return buffer.narrow(0, 0, rows * columns).view({rows, columns});
+// One key/value head of one sequence, and the query heads that read it.
+struct Part {
+  Heads<bf16> q, dout, out, k, v;
+  Heads<float> lse;
+  Heads<bf16> dq, dk, dv;
+};
+
+template <class T>
+struct Buffer {
+  explicit Buffer(int64_t elements)
+      : memory(at::empty({elements * int64_t{sizeof(T)}}, at::kByte)),
+        data(static_cast<T*>(memory.data_ptr())) {}
+  at::Tensor memory;  // aligned as vectors want it
+  T* data;
+};
+
+// Of one thread, for all blocks of all its heads.
+struct Workspace {
+  explicit Workspace(const Shape& s)
+      : Workspace(s, s.group * s.queries_of_block(), s.keys_of_block()) {}
+  Buffer<float> scores, dp;      // [keys of a block, rows of a block]
+  Buffer<bf16> p, ds;            // the same
+  Buffer<bf16> q, dout, out;     // [rows of a block, dim]
+  Buffer<float> lse, delta, dq;  // [rows of a block], [rows of a block], [rows of a block, dim]
+  Buffer<bf16> k, v;             // [keys, dim]
+  Buffer<float> dk, dv;          // [keys, dim]
+
+ private:
+  Workspace(const Shape& s, int64_t rows, int64_t keys)
+      : scores(keys * rows),
+        dp(keys * rows),
+        p(keys * rows),
+        ds(keys * rows),
+        q(rows * s.dim),
+        dout(rows * s.dim),
+        out(rows * s.dim),
+        lse(rows),
+        delta(rows),
+        dq(rows * s.dim),
+        k(s.keys * s.dim),
+        v(s.keys * s.dim),
+        dk(s.keys * s.dim),
+        dv(s.keys * s.dim) {}
+};
+
+// `count` rows of each head, from row `first` on, one head after the other, without gaps.
+template <class T>
+void gather(const Heads<T>& from, int64_t heads, int64_t first, int64_t count, int64_t dim, T* to) {
+  for (int64_t head = 0; head < heads; ++head) {
+    const T* row = from.data + head * from.head_stride + first * from.row_stride;
+    for (int64_t i = 0; i < count; ++i, row += from.row_stride, to += dim)
+      std::memcpy(to, row, static_cast<size_t>(dim) * sizeof(T));
+  }
 }
 
-void backward(const Part& in, bool causal, double scale, const AttentionGradients& into) {
-  const int64_t group = in.q.size(0), queries = in.q.size(1), dim = in.q.size(2);
-  const int64_t keys = in.k.size(0);
-  const at::TensorOptions narrow = in.q.options(), wide = narrow.dtype(at::kFloat);
-  const auto most = static_cast<int64_t>(std::bit_ceil(
-      static_cast<uint64_t>(std::max<int64_t>(kRows / group, 32))));  // queries of a block
-  const int64_t area = group * std::min(most, queries) * std::min(kKeys, keys);
-  const at::Tensor s = at::empty({area}, wide), dp = at::empty({area}, wide);
-  const at::Tensor p = at::empty({area}, narrow), ds = at::empty({area}, narrow);
-  const at::Tensor k = in.k.contiguous(), v = in.v.contiguous();
-  const at::Tensor dk = at::zeros({keys, dim}, wide), dv = at::zeros({keys, dim}, wide);
+// The way back, rounded.
+void scatter(const float* from, int64_t heads, int64_t first, int64_t count, int64_t dim,
+             const Heads<bf16>& to) {
+  for (int64_t head = 0; head < heads; ++head, from += count * dim) {
+    cpu_kernels().round_rows(from, to.data + head * to.head_stride + first * to.row_stride,
+                             to.row_stride, count, dim);
+  }
+}
 
-  for (int64_t query = 0; query < queries; query += most) {
-    const int64_t count = std::min(most, queries - query), rows = group * count;
-    const at::Tensor q = rows_of(in.q, query, count), dout = rows_of(in.dout, query, count);
-    const at::Tensor lse = rows_of(in.lse.unsqueeze(2), query, count);
-    const at::Tensor delta = (dout.to(at::kFloat) * rows_of(in.out, query, count)).sum(1);
-    const at::Tensor dq = at::empty({rows, dim}, wide);
-    const int64_t seen = causal ? std::min(keys, query + count) : keys;
+PlainMatrix matrix(bf16* data, int64_t rows, int64_t columns) {
+  return {data, rows, columns, at::kBFloat16};
+}
+PlainMatrix matrix(float* data, int64_t rows, int64_t columns) {
+  return {data, rows, columns, at::kFloat};
+}
+
+void backward(const Part& part, const Shape& s, const Workspace& w) {
+  const int64_t dim = s.dim, most = s.queries_of_block();
+  gather(part.k, 1, 0, s.keys, dim, w.k.data);
+  gather(part.v, 1, 0, s.keys, dim, w.v.data);
+  std::fill_n(w.dk.data, s.keys * dim, 0.0F);
+  std::fill_n(w.dv.data, s.keys * dim, 0.0F);
+
+  for (int64_t query = 0; query < s.queries; query += most) {
+    const int64_t count = std::min(most, s.queries - query), rows = s.group * count;
+    gather(part.q, s.group, query, count, dim, w.q.data);
+    gather(part.dout, s.group, query, count, dim, w.dout.data);
+    gather(part.out, s.group, query, count, dim, w.out.data);
+    gather(part.lse, s.group, query, count, 1, w.lse.data);
+    cpu_kernels().row_dots(w.dout.data, w.out.data, w.delta.data, rows, dim);
+    const PlainMatrix q = matrix(w.q.data, rows, dim), dout = matrix(w.dout.data, rows, dim);
+    const PlainMatrix dq = matrix(w.dq.data, rows, dim);
+    const int64_t seen = s.causal ? std::min(s.keys, query + count) : s.keys;
     for (int64_t key = 0; key < seen; key += kKeys) {
       const int64_t width = std::min(kKeys, seen - key);
-      const at::Tensor k_block = k.narrow(0, key, width), v_block = v.narrow(0, key, width);
-      const at::Tensor p_block = matrix(p, rows, width), ds_block = matrix(ds, rows, width);
-      onednn_product(matrix(s, rows, width), q, k_block.t(), /*accumulate=*/false);
-      onednn_product(matrix(dp, rows, width), dout, v_block.t(), /*accumulate=*/false);
-      cpu_kernels().attention_gradient({.scores = s.data_ptr<float>(),
-                                        .dp = dp.data_ptr<float>(),
-                                        .lse = lse.data_ptr<float>(),
-                                        .delta = delta.data_ptr<float>(),
-                                        .p = static_cast<cpu::bf16*>(p.data_ptr()),
-                                        .ds = static_cast<cpu::bf16*>(ds.data_ptr()),
-                                        .rows = rows,
+      const auto of_keys = [&](auto& buffer) {
+        return matrix(buffer.data + key * dim, width, dim);
+      };
+      const PlainMatrix p = matrix(w.p.data, width, rows), ds = matrix(w.ds.data, width, rows);
+      onednn_product(matrix(w.scores.data, width, rows), of_keys(w.k), q.t(), /*accumulate=*/false);
+      onednn_product(matrix(w.dp.data, width, rows), of_keys(w.v), dout.t(), /*accumulate=*/false);
+      cpu_kernels().attention_gradient({.scores = w.scores.data,
+                                        .dp = w.dp.data,
+                                        .lse = w.lse.data,
+                                        .delta = w.delta.data,
+                                        .p = w.p.data,
+                                        .ds = w.ds.data,
                                         .keys = width,
+                                        .heads = s.group,
                                         .queries = count,
-                                        .first_seen = causal ? query - key + 1 : width,
-                                        .scale = static_cast<float>(scale)});
-      onednn_product(dv.narrow(0, key, width), p_block.t(), dout, /*accumulate=*/true);
-      onednn_product(dk.narrow(0, key, width), ds_block.t(), q, /*accumulate=*/true);
-      onednn_product(dq, ds_block, k_block, /*accumulate=*/key > 0);
+                                        .first_query = s.causal ? query - key : width,
+                                        .scale = s.scale});
+      onednn_product(of_keys(w.dv), p, dout, /*accumulate=*/true);
+      onednn_product(of_keys(w.dk), ds, q, /*accumulate=*/true);
+      onednn_product(dq, ds.t(), of_keys(w.k), /*accumulate=*/key > 0);
     }
-    into.dq.narrow(1, query, count).copy_(dq.view({group, count, dim}));
+    scatter(w.dq.data, s.group, query, count, dim, part.dq);
   }
-  into.dk.copy_(dk);
-  into.dv.copy_(dv);
+  scatter(w.dk.data, 1, 0, s.keys, dim, part.dk);
+  scatter(w.dv.data, 1, 0, s.keys, dim, part.dv);
 }
 
-// [batch, heads, seq, head_dim], in memory [batch, seq, heads, head_dim].
-at::Tensor empty_like_rows(const at::Tensor& x) {
-  return at::empty({x.size(0), x.size(2), x.size(1), x.size(3)}, x.options()).transpose(1, 2);
+at::Tensor whole_rows(const at::Tensor& x) {
+  return x.stride(3) == 1 ? x : x.contiguous();
 }
 
 }  // namespace
@@ -87,24 +172,45 @@ bool attention_cpu_computes(const at::Tensor& q) {
   return q.scalar_type() == at::kBFloat16 && onednn_computes(q);
 }
 
-AttentionGradients attention_cpu_backward(const at::Tensor& dout, const at::Tensor& q,
-                                          const at::Tensor& k, const at::Tensor& v,
-                                          const AttentionOutput& saved, bool causal, double scale) {
-  const int64_t key_value_heads = k.size(1), group = q.size(1) / key_value_heads;
-  const AttentionGradients all = {empty_like_rows(q), empty_like_rows(k), empty_like_rows(v)};
+void attention_cpu_backward(const AttentionGradients& into, const at::Tensor& dout_view,
+                            const at::Tensor& q_view, const at::Tensor& k_view,
+                            const at::Tensor& v_view, const AttentionOutput& saved, bool causal,
+                            double scale) {
+  const at::Tensor q = whole_rows(q_view), k = whole_rows(k_view), v = whole_rows(v_view);
+  const at::Tensor dout = whole_rows(dout_view), out = whole_rows(saved.out);
+  const auto fits = [](const at::Tensor& to, const at::Tensor& of) {
+    return to.sizes() == of.sizes() && to.scalar_type() == of.scalar_type() && to.stride(3) == 1;
+  };
+  check(fits(into.dq, q) && fits(into.dk, k) && fits(into.dv, v) && fits(dout, q) && fits(out, q) &&
+            saved.lse.scalar_type() == at::kFloat,
+        "attention's backward: gradients are of their tensors' shape and dtype");
+  const int64_t key_value_heads = k.size(1);
+  const Shape shape = {.group = q.size(1) / key_value_heads,
+                       .queries = q.size(2),
+                       .keys = k.size(2),
+                       .dim = q.size(3),
+                       .causal = causal,
+                       .scale = static_cast<float>(scale)};
   at::parallel_for(0, q.size(0) * key_value_heads, 1, [&](int64_t begin, int64_t end) {
+    const Workspace workspace(shape);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / key_value_heads, head = i % key_value_heads;
       const auto queries = [&](const at::Tensor& x) {
-        return x.select(0, row).narrow(0, head * group, group);
+        return heads_of<bf16>(x, row, head * shape.group);
       };
-      const auto keys = [&](const at::Tensor& x) { return x.select(0, row).select(0, head); };
-      backward(
-          {queries(q), queries(dout), queries(saved.out), queries(saved.lse), keys(k), keys(v)},
-          causal, scale, {queries(all.dq), keys(all.dk), keys(all.dv)});
+      const auto keys = [&](const at::Tensor& x) { return heads_of<bf16>(x, row, head); };
+      backward({.q = queries(q),
+                .dout = queries(dout),
+                .out = queries(out),
+                .k = keys(k),
+                .v = keys(v),
+                .lse = heads_of<float>(saved.lse, row, head * shape.group),
+                .dq = queries(into.dq),
+                .dk = keys(into.dk),
+                .dv = keys(into.dv)},
+               shape, workspace);
     }
   });
-  return all;
 }
 
 }  // namespace picotron

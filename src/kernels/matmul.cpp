@@ -36,15 +36,20 @@ at::Tensor without_gaps(const at::Tensor& x) {
   return x.is_contiguous() || x.t().is_contiguous() ? x : x.contiguous();
 }
 
-// A transposed matrix is one with other strides. A dimension of size 1 may have any; oneDNN's
-// kernels want the one that leaves no gap.
-dnnl::memory::desc describe(const at::Tensor& matrix) {
-  const auto type = matrix.scalar_type() == at::kBFloat16 ? dnnl::memory::data_type::bf16
-                                                          : dnnl::memory::data_type::f32;
-  const int64_t rows = matrix.size(0);
-  const int64_t columns = matrix.size(1);
+// A dimension of size 1 may have any stride; oneDNN's kernels want the one that leaves no gap.
+PlainMatrix plain(const at::Tensor& matrix) {
+  return {matrix.data_ptr(), matrix.size(0), matrix.size(1), matrix.scalar_type(),
+          !matrix.is_contiguous()};
+}
+
+// A transposed matrix is one with other strides.
+dnnl::memory::desc describe(const PlainMatrix& matrix) {
+  const auto type =
+      matrix.dtype == at::kBFloat16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   using Dims = dnnl::memory::dims;
-  return {{rows, columns}, type, matrix.is_contiguous() ? Dims{columns, 1} : Dims{1, rows}};
+  return {{matrix.rows, matrix.columns},
+          type,
+          matrix.columns_contiguous ? Dims{1, matrix.rows} : Dims{matrix.columns, 1}};
 }
 
 dnnl::matmul::primitive_desc describe_product(const dnnl::memory::desc& a,
@@ -64,8 +69,8 @@ void execute(const dnnl::primitive& primitive, const std::unordered_map<int, dnn
   stream.wait();
 }
 
-dnnl::memory memory_of(const at::Tensor& matrix) {
-  return {describe(matrix), cpu_engine(), matrix.data_ptr()};
+dnnl::memory memory_of(const PlainMatrix& matrix) {
+  return {describe(matrix), cpu_engine(), matrix.data};
 }
 
 // bf16 on a CPU that has no instructions for it: in fp32, which is exact but for the order of sums.
@@ -104,11 +109,16 @@ bool onednn_computes(const at::Tensor& x) {
   return (isa & needed) == needed;
 }
 
-// oneDNN keeps a cache of the kernels it has generated.
 void onednn_product(const at::Tensor& c, const at::Tensor& a_view, const at::Tensor& b_view,
                     bool accumulate) {
   const at::Tensor a = without_gaps(a_view);
   const at::Tensor b = without_gaps(b_view);
+  onednn_product(plain(c), plain(a), plain(b), accumulate);
+}
+
+// oneDNN keeps a cache of the kernels it has generated.
+void onednn_product(const PlainMatrix& c, const PlainMatrix& a, const PlainMatrix& b,
+                    bool accumulate) {
   dnnl::primitive_attr attributes;
   if (accumulate) {
     dnnl::post_ops post;
@@ -123,16 +133,16 @@ void onednn_product(const at::Tensor& c, const at::Tensor& a_view, const at::Ten
 
 std::function<void()> onednn_packed_product(const at::Tensor& c, const at::Tensor& a,
                                             const at::Tensor& b) {
-  const dnnl::memory::desc free_layout({b.size(0), b.size(1)}, describe(b).data_type(),
+  const dnnl::memory::desc free_layout({b.size(0), b.size(1)}, describe(plain(b)).data_type(),
                                        dnnl::memory::format_tag::any);
-  const auto product = describe_product(describe(a), free_layout, describe(c));
+  const auto product = describe_product(describe(plain(a)), free_layout, describe(plain(c)));
   const dnnl::memory packed(product.weights_desc(), cpu_engine());
-  const dnnl::memory plain = memory_of(b);
-  execute(dnnl::reorder(plain, packed), {{DNNL_ARG_FROM, plain}, {DNNL_ARG_TO, packed}});
+  const dnnl::memory given = memory_of(plain(b));
+  execute(dnnl::reorder(given, packed), {{DNNL_ARG_FROM, given}, {DNNL_ARG_TO, packed}});
   return [c, a, packed, primitive = dnnl::matmul(product)] {
-    execute(
-        primitive,
-        {{DNNL_ARG_SRC, memory_of(a)}, {DNNL_ARG_WEIGHTS, packed}, {DNNL_ARG_DST, memory_of(c)}});
+    execute(primitive, {{DNNL_ARG_SRC, memory_of(plain(a))},
+                        {DNNL_ARG_WEIGHTS, packed},
+                        {DNNL_ARG_DST, memory_of(plain(c))}});
   };
 }
 

@@ -94,6 +94,7 @@ std::vector<ProductTime> measure_products(const std::vector<record::Entry>& entr
     if (found == products.end())
       found = products.insert(found, {.what = entry.what, .m = m, .n = n, .k = k});
     ++found->count;
+    found->seconds_in_step += 1e-9 * static_cast<double>(entry.end_ns - entry.begin_ns);
   }
   for (ProductTime& product : products) measure(product, dtype);
   return products;

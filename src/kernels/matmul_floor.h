@@ -22,8 +22,9 @@ struct ProductTime {
   const char* what = "";  // as in the record: "linear_forward", …
   int64_t m = 0, n = 0, k = 0;
   int64_t count = 0;
-  const char* form = "";  // the fastest one
-  double seconds = 0;     // of one such product in that form: the median of several
+  const char* form = "";       // the fastest one
+  double seconds = 0;          // of one such product in that form: the median of several
+  double seconds_in_step = 0;  // of all `count` in the step: where it lost against the floor
   double flops() const { return 2.0 * static_cast<double>(m * n * k); }
 };
 

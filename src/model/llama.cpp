@@ -14,35 +14,34 @@ namespace picotron {
 
 Llama::Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options)
     : config_(config),
+      mesh_(mesh),
       tp_(mesh, options.sequence_parallel),
       body_(options.body),
-      recompute_(options.recompute),
-      is_first_stage_(mesh.is_first_stage()),
-      is_last_stage_(mesh.is_last_stage()),
-      attention_{&mesh.cp, 1 / std::sqrt(static_cast<double>(config.head_dim))} {
+      recompute_(options.recompute) {
   const int64_t tp = mesh.tp.size(), sharing = mesh.key_value.size();
   check(config.num_attention_heads % tp == 0 && config.num_key_value_heads * sharing % tp == 0,
         "tp divides the heads");
-  heads_ = config.num_attention_heads / tp;
-  key_value_heads_ = config.num_key_value_heads * sharing / tp;
+  attention_ = {.attention = {&mesh.cp, 1 / std::sqrt(static_cast<double>(config.head_dim))},
+                .key_value_heads = config.num_key_value_heads * sharing / tp,
+                .head_dim = config.head_dim};
   const auto matrix = [&](const char* name, Role role) {
     return VocabMatrix::declare(parameters_, name, role, config.vocab_size, config.hidden_size,
                                 tp_);
   };
   const bool tied = config.tie_word_embeddings;
-  if (is_first_stage_) embedding_ = {matrix("model.embed_tokens.weight", Role::embedding)};
+  if (mesh.is_first_stage()) embedding_ = {matrix("model.embed_tokens.weight", Role::embedding)};
   std::vector<Range> chunks = options.chunks;
   if (chunks.empty()) chunks = {{0, config.num_hidden_layers}};
   for (const Range& range : chunks) {
     std::vector<Layer>& layers = chunks_.emplace_back();
     for (int64_t i = range.begin; i < range.end; ++i) layers.push_back(declare_layer(i));
   }
-  if (is_last_stage_) {
+  if (mesh.is_last_stage()) {
     final_norm_ = Norm::declare(parameters_, "model.norm", config.hidden_size, config.rms_norm_eps,
                                 body_, tp_);
-    head_ = {!tied             ? matrix("lm_head.weight", Role::linear)
-             : is_first_stage_ ? embedding_
-                               : matrix("model.embed_tokens.weight", Role::embedding),
+    head_ = {!tied                   ? matrix("lm_head.weight", Role::linear)
+             : mesh.is_first_stage() ? embedding_
+                                     : matrix("model.embed_tokens.weight", Role::embedding),
              body_};
   }
   if (tied) tie(parameters_, embedding_.weight, head_.weight, mesh.tied);
@@ -78,55 +77,41 @@ Llama::Layer Llama::declare_layer(int64_t index) {
           rows("mlp.down_proj", c.intermediate_size, c.mlp_bias)};
 }
 
-void Llama::attend(const TokenBatch& batch, LayerSaved& saved) const {
-  const auto [q, k, v] = heads_of(saved.qkv, batch);
-  saved.attention = attention_.forward(q, k, v);
+void Llama::rotate(const at::Tensor& qkv, const TokenBatch& batch, bool inverse) const {
+  const at::Tensor heads = qkv.view({qkv.size(0), -1, config_.head_dim});
+  const int64_t queries_and_keys = heads.size(1) - attention_.key_value_heads;
+  apply_rope_(heads.narrow(1, 0, queries_and_keys), batch.positions, rope_, inverse, body_);
 }
 
 void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, const at::Tensor& x,
                           const at::Tensor& delta, LayerSaved& saved) {
-  const int64_t tokens = batch.rows * batch.columns;
-  const AddNormOutput first = layer.input_norm.forward(x, delta);
-  saved.x = first.sum, saved.n1 = first.y, saved.rstd1 = first.rstd;
-  saved.qkv = layer.qkv_proj.forward(saved.n1);  // [tokens, (heads + 2 kv heads)/tp · head_dim]
-  apply_rope_(
-      saved.qkv.view({tokens, -1, config_.head_dim}).narrow(1, 0, heads_ + key_value_heads_),
-      batch.positions, rope_, /*inverse=*/false, body_);
-  attend(batch, saved);
-  const at::Tensor attended =
-      layer.o_proj.forward(saved.attention.out.transpose(1, 2).reshape({tokens, -1}));
+  saved.input = layer.input_norm.forward(x, delta);
+  saved.qkv = layer.qkv_proj.forward(saved.input.y);
+  rotate(saved.qkv, batch, /*inverse=*/false);
+  saved.attention = attention_.forward(saved.qkv, batch.rows);
+  const at::Tensor attended = layer.o_proj.forward(attention_.merge_heads(saved.attention));
 
-  const AddNormOutput second = layer.post_attention_norm.forward(saved.x, attended);
-  saved.mid = second.sum, saved.n2 = second.y, saved.rstd2 = second.rstd;
-  saved.gate_up = layer.gate_up_proj.forward(saved.n2);  // [tokens, 2 · intermediate/tp]
+  saved.mid = layer.post_attention_norm.forward(saved.input.sum, attended);
+  saved.gate_up = layer.gate_up_proj.forward(saved.mid.y);
   saved.act = swiglu(saved.gate_up, body_);
 }
 
 at::Tensor Llama::layer_backward(const Layer& layer, const TokenBatch& batch, const at::Tensor& dx,
                                  LayerSaved& saved, Gradients& gradients) {
-  if (!saved.qkv.defined()) layer_forward(layer, batch, saved.x, {}, saved);
-  if (!saved.attention.out.defined()) attend(batch, saved);
+  if (!saved.qkv.defined()) layer_forward(layer, batch, saved.input.sum, {}, saved);
+  if (!saved.attention.out.defined()) saved.attention = attention_.forward(saved.qkv, batch.rows);
   if (!saved.act.defined()) saved.act = swiglu(saved.gate_up, body_);
-  const int64_t tokens = batch.rows * batch.columns;
   const at::Tensor dact = layer.down_proj.backward(dx, saved.act, gradients);
   const at::Tensor dgate_up = swiglu_backward(dact, saved.gate_up, body_);
-  const at::Tensor dn2 = layer.gate_up_proj.backward(dgate_up, saved.n2, gradients);
-  const at::Tensor dmid =
-      layer.post_attention_norm.backward(dn2, saved.mid, saved.rstd2, dx, gradients);
+  const at::Tensor dn2 = layer.gate_up_proj.backward(dgate_up, saved.mid.y, gradients);
+  const at::Tensor dmid = layer.post_attention_norm.backward(dn2, saved.mid, dx, gradients);
 
-  const at::Tensor out = saved.attention.out.transpose(1, 2).reshape({tokens, -1});
-  const at::Tensor dout = layer.o_proj.backward(dmid, out, gradients)
-                              .view({batch.rows, batch.columns, heads_, config_.head_dim})
-                              .transpose(1, 2);
-  const auto [q, k, v] = heads_of(saved.qkv, batch);
-  const AttentionGradients d = attention_.backward(dout, q, k, v, saved.attention);
-  const at::Tensor dqkv = at::empty_like(saved.qkv);
-  const Heads into = heads_of(dqkv, batch);
-  into.q.copy_(d.dq), into.k.copy_(d.dk), into.v.copy_(d.dv);
-  apply_rope_(dqkv.view({tokens, -1, config_.head_dim}).narrow(1, 0, heads_ + key_value_heads_),
-              batch.positions, rope_, /*inverse=*/true, body_);
-  const at::Tensor dn1 = layer.qkv_proj.backward(dqkv, saved.n1, gradients);
-  return layer.input_norm.backward(dn1, saved.x, saved.rstd1, dmid, gradients);
+  const at::Tensor dout =
+      layer.o_proj.backward(dmid, attention_.merge_heads(saved.attention), gradients);
+  const at::Tensor dqkv = attention_.backward(dout, saved.qkv, saved.attention);
+  rotate(dqkv, batch, /*inverse=*/true);
+  const at::Tensor dn1 = layer.qkv_proj.backward(dqkv, saved.input.y, gradients);
+  return layer.input_norm.backward(dn1, saved.input, dmid, gradients);
 }
 
 at::Tensor Llama::chunk_forward(int chunk, const TokenBatch& batch, const at::Tensor& input,
@@ -136,10 +121,10 @@ at::Tensor Llama::chunk_forward(int chunk, const TokenBatch& batch, const at::Te
   for (const Layer& layer : chunks_.at(static_cast<size_t>(chunk))) {
     LayerSaved saved;
     layer_forward(layer, batch, x, delta, saved);
-    x = saved.mid;
+    x = saved.mid.sum;
     delta = layer.down_proj.forward(saved.act);
     if (kept == nullptr) continue;
-    if (recompute_ == Recompute::full) saved = LayerSaved{.x = saved.x};
+    if (recompute_ == Recompute::full) saved = LayerSaved{.input = {.sum = saved.input.sum}};
     if (recompute_ == Recompute::selective) saved.attention = {}, saved.act.reset();
     kept->layers.push_back(std::move(saved));
   }
@@ -151,10 +136,9 @@ at::Tensor Llama::chunk_forward(int chunk, const TokenBatch& batch, const at::Te
 
 at::Tensor Llama::forward(int chunk, const TokenBatch& batch, const at::Tensor& x,
                           std::unique_ptr<Saved>& saved) {
-  auto kept = std::make_unique<LlamaSaved>();
-  const at::Tensor y = chunk_forward(chunk, batch, x, kept.get());
-  saved = std::move(kept);
-  return y;
+  auto* kept = new LlamaSaved;  // its owner knows it as Saved
+  saved.reset(kept);
+  return chunk_forward(chunk, batch, x, kept);
 }
 
 at::Tensor Llama::backward(int chunk, const TokenBatch& batch, const at::Tensor& dy,
@@ -166,7 +150,7 @@ at::Tensor Llama::backward(int chunk, const TokenBatch& batch, const at::Tensor&
     auto [sum_of_losses, dnormed] =
         head_.loss_and_gradient(kept.final.y, batch.targets, scale, gradients);
     loss.add_(sum_of_losses);
-    dx = final_norm_.backward(dnormed, kept.final.sum, kept.final.rstd, {}, gradients);
+    dx = final_norm_.backward(dnormed, kept.final, {}, gradients);
     kept.final = {};
   }
   const std::vector<Layer>& layers = chunks_.at(static_cast<size_t>(chunk));

@@ -13,15 +13,12 @@
 //     x ─▶ rms_norm ─▶ head and cross-entropy           last stage; in chunks of tokens
 //
 // The residual stream is carried as x + delta, not yet added: each addition is fused with the norm
-// that follows it. A stage of the pipeline holds some of the layers, in one or several chunks.
-// Heads are those of `transformers`' LlamaForCausalLM, the judge of tests/parity.
+// that follows it. The judge is `transformers`' LlamaForCausalLM (tests/parity).
 #pragma once
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "dist/mesh.h"
-#include "kernels/attention.h"
 #include "kernels/rope.h"
 #include "model/architectures.h"
 #include "parallel/context_parallel.h"
@@ -32,14 +29,13 @@
 
 namespace picotron {
 
-// What one layer keeps between forward and backward. [tokens, …] of this rank; x, n1, mid, n2 and
-// their statistics [tokens/sp, …].
+// What one layer keeps between forward and backward. [tokens, …] of this rank; norms [tokens/sp, …].
 struct LayerSaved {
-  at::Tensor x, rstd1, n1;    // the input [hidden], its norm's statistics [1], normed [hidden]
-  at::Tensor qkv;             // rotated [(heads + 2 kv heads) · head_dim]
+  AddNormOutput input;        // the stream before the layer, normed, and its statistics
+  at::Tensor qkv;             // rotated [(heads + 2 kv heads)/tp · head_dim]
   AttentionOutput attention;  // out and lse
-  at::Tensor mid, rstd2, n2;  // the stream between attention and MLP [hidden], and its norm
-  at::Tensor gate_up, act;    // [2 · intermediate], [intermediate]
+  AddNormOutput mid;          // the stream between attention and MLP, normed, and its statistics
+  at::Tensor gate_up, act;    // [2 · intermediate/tp], [intermediate/tp]
 };
 
 struct LlamaSaved : Saved {
@@ -59,8 +55,8 @@ class Llama : public Stage {
     Recompute recompute = Recompute::none;
   };
   // Declares and allocates this rank's parameters, all zero: model/initial_values.h or
-  // checkpoint/huggingface.h fills them. `mesh` outlives the model; its key_value_sharing is that
-  // of this architecture, whose heads tp divides (core/config's check_layout).
+  // checkpoint/huggingface.h fills them. `mesh`, made for this architecture's key/value heads,
+  // outlives the model.
   Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options);
 
   at::Tensor forward(int chunk, const TokenBatch& batch, const at::Tensor& x,
@@ -91,8 +87,10 @@ class Llama : public Stage {
     RowParallelLinear down_proj;
   };
   Layer declare_layer(int64_t index);
-  bool begins_with_ids(int chunk) const { return is_first_stage_ && chunk == 0; }
-  bool ends_with_loss(int chunk) const { return is_last_stage_ && chunk + 1 == ssize(chunks_); }
+  bool begins_with_ids(int chunk) const { return mesh_.is_first_stage() && chunk == 0; }
+  bool ends_with_loss(int chunk) const {
+    return mesh_.is_last_stage() && chunk + 1 == ssize(chunks_);
+  }
   // The chunk's input, or that of the model → its output, or the normed stream before the head.
   // `kept` null: for no backward.
   at::Tensor chunk_forward(int chunk, const TokenBatch& batch, const at::Tensor& input,
@@ -103,20 +101,16 @@ class Llama : public Stage {
   // dx: gradient of the stream after the layer → of the stream before it.
   at::Tensor layer_backward(const Layer& layer, const TokenBatch& batch, const at::Tensor& dx,
                             LayerSaved& saved, Gradients& gradients);
-  Heads heads_of(const at::Tensor& qkv, const TokenBatch& batch) const {
-    return split_heads(qkv, batch.rows, key_value_heads_, config_.head_dim);
-  }
-  void attend(const TokenBatch& batch, LayerSaved& saved) const;
+  void rotate(const at::Tensor& qkv, const TokenBatch& batch, bool inverse) const;
 
   LlamaConfig config_;
+  const Mesh& mesh_;
   TensorParallel tp_;
   Body body_;
   Recompute recompute_;
-  bool is_first_stage_, is_last_stage_;
-  int64_t heads_, key_value_heads_;  // on this rank
   Parameters parameters_;
   RopeTables rope_;
-  ContextParallelAttention attention_;
+  FusedAttention attention_;
   std::vector<std::vector<Layer>> chunks_;
   VocabParallelEmbedding embedding_;  // on the first stage
   Norm final_norm_;                   // on the last

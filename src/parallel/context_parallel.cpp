@@ -91,12 +91,15 @@ AttentionOutput ContextParallelAttention::forward(const at::Tensor& q, const at:
 
 // The sums of a block's dk and dv travel one hop behind it. The first rank it visits begins them;
 // after cp − 1 hops more they are home, where the owner adds what its own queries gave.
-AttentionGradients ContextParallelAttention::backward(const at::Tensor& dout, const at::Tensor& q,
-                                                      const at::Tensor& k, const at::Tensor& v,
-                                                      const AttentionOutput& saved) const {
+void ContextParallelAttention::backward(const AttentionGradients& into, const at::Tensor& dout,
+                                        const at::Tensor& q, const at::Tensor& k,
+                                        const at::Tensor& v, const AttentionOutput& saved) const {
   const int ranks = cp->size();
-  if (ranks == 1) return attention_backward(dout, q, k, v, saved, /*causal=*/true, scale);
-  const at::ScalarType narrow = q.scalar_type(), wide = wide_of(narrow);
+  if (ranks == 1) {
+    attention_backward_into(into, dout, q, k, v, saved, /*causal=*/true, scale);
+    return;
+  }
+  const at::ScalarType wide = wide_of(q.scalar_type());
   Ring blocks = ring_of(k, v, *cp);
   blocks.start_hop();
   const AttentionGradients own = attention_backward(dout, q, k, v, saved, /*causal=*/true, scale);
@@ -117,7 +120,29 @@ AttentionGradients ContextParallelAttention::backward(const at::Tensor& dout, co
     sums.start_hop();
   }
   sums.finish_hop();
-  return {dq.to(narrow), (sums.here[0] + own.dk).to(narrow), (sums.here[1] + own.dv).to(narrow)};
+  into.dq.copy_(dq);
+  into.dk.copy_(sums.here[0] + own.dk);
+  into.dv.copy_(sums.here[1] + own.dv);
+}
+
+AttentionOutput FusedAttention::forward(const at::Tensor& qkv, int64_t rows) const {
+  const auto [q, k, v] = split_heads(qkv, rows, key_value_heads, head_dim);
+  return attention.forward(q, k, v);
+}
+
+at::Tensor FusedAttention::backward(const at::Tensor& dout, const at::Tensor& qkv,
+                                    const AttentionOutput& saved) const {
+  const int64_t rows = saved.out.size(0);
+  const auto [q, k, v] = split_heads(qkv, rows, key_value_heads, head_dim);
+  const at::Tensor dqkv = at::empty_like(qkv);
+  const auto [dq, dk, dv] = split_heads(dqkv, rows, key_value_heads, head_dim);
+  attention.backward({dq, dk, dv}, dout.view({rows, -1, q.size(1), head_dim}).transpose(1, 2), q, k,
+                     v, saved);
+  return dqkv;
+}
+
+at::Tensor FusedAttention::merge_heads(const AttentionOutput& saved) {
+  return saved.out.transpose(1, 2).flatten(0, 1).flatten(1, 2);
 }
 
 RingBytes ring_bytes(at::IntArrayRef key_shape, at::ScalarType dtype, int cp_size) {

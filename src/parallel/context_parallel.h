@@ -30,11 +30,23 @@ struct ContextParallelAttention {
   // fwd: ring of [k; v] (cp)
   AttentionOutput forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const;
 
-  // `saved`: what forward returned. dq, dk, dv: of my queries and of my keys and values, the latter
-  // summed over the queries of every rank.
-  // bwd: ring of [k; v] and, one hop behind, of [dk; dv] (cp)
-  AttentionGradients backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
-                              const at::Tensor& v, const AttentionOutput& saved) const;
+  // `saved`: what forward returned. Writes dq, dk, dv where `into` lies (views of q's, k's and v's
+  // shapes): of my queries and of my keys and values, the latter summed over the queries of every
+  // rank.  bwd: ring of [k; v] and, one hop behind, of [dk; dv] (cp)
+  void backward(const AttentionGradients& into, const at::Tensor& dout, const at::Tensor& q,
+                const at::Tensor& k, const at::Tensor& v, const AttentionOutput& saved) const;
+};
+
+// The same for a layer, whose q, k and v are one product: on this rank qkv [tokens, (heads + 2 kv
+// heads) · head_dim], out and dout [tokens, heads · head_dim], tokens = rows · seq/cp.
+struct FusedAttention {
+  ContextParallelAttention attention = {};
+  int64_t key_value_heads = 1, head_dim = 1;
+
+  AttentionOutput forward(const at::Tensor& qkv, int64_t rows) const;
+  at::Tensor backward(const at::Tensor& dout, const at::Tensor& qkv,
+                      const AttentionOutput& saved) const;      // → dqkv
+  static at::Tensor merge_heads(const AttentionOutput& saved);  // → out
 };
 
 // Bytes that each rank sends in one call. `key_shape`: of a rank's k. With b = bytes of k and v

@@ -16,10 +16,9 @@
 // the last stage has for it. The loss is scaled once, by 1/(tokens of the global batch); every
 // reduction here is a sum.
 //
-// ZeRO-1 (Rajbhandari et al. 2020): each of the N ranks of dp×cp owns 1/N of every bucket.
-// Reduce-scatter brings it the sum of its part, the optimizer steps on that part alone, an
-// all-gather of the new values closes the step. An all-reduce is just these two halves, so
-// `zero_stage` 0 moves the same bytes but keeps N copies of the state.
+// ZeRO-1 (Rajbhandari et al. 2020): each of the N ranks of dp×cp owns 1/N of every bucket: a
+// reduce-scatter brings it its part, the optimizer steps on that, an all-gather closes the step. An
+// all-reduce is just these two halves: `zero_stage` 0 moves as many bytes, but keeps N states.
 //
 // Backward may be split, as zero-bubble schedules want it: after queue_products(true) the products
 // are kept, and drain() multiplies them later. Read next: train/optimizer.h.

@@ -139,9 +139,9 @@ AddNormOutput Norm::forward(const at::Tensor& x, const at::Tensor& delta) const 
   return {x, y, rstd};
 }
 
-at::Tensor Norm::backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
+at::Tensor Norm::backward(const at::Tensor& dy, const AddNormOutput& out,
                           const at::Tensor& residual_gradient, Gradients& gradients) const {
-  at::Tensor dx = rms_norm_backward(dy, x, rstd, weight->value, residual_gradient,
+  at::Tensor dx = rms_norm_backward(dy, out.sum, out.rstd, weight->value, residual_gradient,
                                     gradients.sum(*weight), body);
   gradients.contributed(*weight);
   return dx;

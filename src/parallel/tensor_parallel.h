@@ -98,8 +98,8 @@ struct Norm {
                       Body body, const TensorParallel& tp);
   // x + delta, or x where delta is undefined, then the norm. All [tokens/sp, hidden].
   AddNormOutput forward(const at::Tensor& x, const at::Tensor& delta) const;
-  // dy → gradient of the norm's input x, plus residual_gradient where that is defined.
-  at::Tensor backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
+  // `out` of forward. dy → gradient of the norm's input, plus residual_gradient where that is defined.
+  at::Tensor backward(const at::Tensor& dy, const AddNormOutput& out,
                       const at::Tensor& residual_gradient, Gradients& gradients) const;
 };
 

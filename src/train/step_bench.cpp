@@ -70,6 +70,7 @@ Json answer_floor(const StepBench& bench, at::ScalarType dtype) {
                     {"count", p.count},
                     {"form", p.form},
                     {"seconds", p.seconds},
+                    {"seconds_in_step", p.seconds_in_step / static_cast<double>(p.count)},
                     {"gflops", p.flops() / p.seconds / 1e9}});
   }
   return {{"seconds", total_seconds(products)},

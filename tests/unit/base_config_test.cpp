@@ -236,8 +236,8 @@ TEST(ConfigTest, EveryReasonIsGivenAtOnce) {
   EXPECT_NE(values.find("training.seed"), std::string::npos);
   EXPECT_NE(values.find("training.seq_length"), std::string::npos);
   EXPECT_NE(values.find("--dp"), std::string::npos);
-  const std::string checks = refusal("{}", {"--tp", "2", "--head_dim", "3"});
-  EXPECT_NE(checks.find("c.json: distributed.tp_size"), std::string::npos);
+  const std::string checks = refusal("{}", {"--pp_chunks", "2", "--head_dim", "3"});
+  EXPECT_NE(checks.find("c.json: pp_chunks 2"), std::string::npos);
   EXPECT_NE(checks.find("c.json: head_dim"), std::string::npos);
 }
 
@@ -360,6 +360,7 @@ std::string another_value(const FieldInfo& field) {
   static const std::map<std::string, std::string> special = {
       {"mesh_order", "\"pp-dp-cp-tp\""},
       {"zero_stage", "0"},
+      {"cp_size", "2"},
       {"resume", "\"auto\""},
       {"rope_scaling",
        "{\"rope_type\": \"llama3\", \"factor\": 16.5, \"low_freq_factor\": 2, "

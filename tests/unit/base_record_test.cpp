@@ -78,7 +78,7 @@ TEST(RecordTest, BytesByAxisAreThisRanksAndZeroOutsideARank) {
 }
 
 TEST(RecordTest, EveryAxisHasItsName) {
-  const std::vector<std::string> names = {"none", "tp", "cp", "pp", "dp", "dp_cp", "world"};
+  const std::vector<std::string> names = {"none", "tp", "cp", "pp", "dp_cp", "world"};
   ASSERT_EQ(names.size(), static_cast<size_t>(kAxes));
   for (size_t i = 0; i < names.size(); ++i) EXPECT_EQ(name_of(static_cast<Axis>(i)), names[i]);
   EXPECT_EQ(name_of(Axis::world), names.back());

@@ -67,6 +67,15 @@ Inputs inputs_of(const Case& c, at::ScalarType dtype) {
   return {fused.to(dtype), random({c.rows, c.seq, c.heads, c.head_dim}, 2).to(dtype), c};
 }
 
+// Into views of one fused gradient, as the model has it.
+AttentionGradients backward_of(const ContextParallelAttention& layer, const Inputs& in,
+                               const AttentionOutput& y) {
+  const Inputs into{at::full_like(in.fused, NAN), {}, in.shape};
+  const AttentionGradients d = {into.q(), into.k(), into.v()};
+  layer.backward(d, in.dy(), in.q(), in.k(), in.v(), y);
+  return d;
+}
+
 // Of the whole sequence.
 struct Result {
   at::Tensor out, lse, dq, dk, dv;
@@ -124,7 +133,7 @@ std::vector<Result> run_ring(int cp, const std::vector<Inputs>& all) {
       const int64_t before = recorder.bytes(record::Axis::cp);
       const AttentionOutput y = layer.forward(in.q(), in.k(), in.v());
       EXPECT_EQ(recorder.bytes(record::Axis::cp) - before, bytes.forward);
-      const AttentionGradients d = layer.backward(in.dy(), in.q(), in.k(), in.v(), y);
+      const AttentionGradients d = backward_of(layer, in, y);
       EXPECT_EQ(recorder.bytes(record::Axis::cp) - before, bytes.forward + bytes.backward);
 
       EXPECT_EQ(y.out.scalar_type(), in.fused.scalar_type());
@@ -210,7 +219,7 @@ TEST(ContextParallelRing, OneRankIsOneCallOfTheKernel) {
   const ContextParallelAttention layer{.cp = &alone, .scale = 0.4};
   const Inputs in = inputs_of({.seq = 13}, at::kFloat);  // odd: nothing is cut
   const AttentionOutput y = layer.forward(in.q(), in.k(), in.v());
-  const AttentionGradients d = layer.backward(in.dy(), in.q(), in.k(), in.v(), y);
+  const AttentionGradients d = backward_of(layer, in, y);
   EXPECT_EQ(recorder.entries().size(), 2u);
   const AttentionOutput want = attention(in.q(), in.k(), in.v(), true, 0.4);
   EXPECT_TRUE(at::equal(y.out, want.out) && at::equal(y.lse, want.lse));
@@ -269,7 +278,7 @@ TEST(ContextParallelRing, MessagesTravelWhileAttentionIsComputed) {
     }
     {
       const record::Attach attached(&backward);
-      layer.backward(in.dy(), in.q(), in.k(), in.v(), y);
+      backward_of(layer, in, y);
     }
     EXPECT_EQ(story_of(forward),
               "send receive attention, "  // my block sets off; my own keys

@@ -175,6 +175,58 @@ TYPED_TEST(InstructionSets, SumOfSquares) {
   }
 }
 
+// Three keys that the block's first query sees, and those beyond; a row per key, two heads.
+TEST(AttentionKernels, GradientOfABlock) {
+  constexpr int64_t keys = 21, heads = 2, queries = 19, columns = heads * queries;
+  const at::Tensor s = random_tensor({keys, columns}, at::kFloat, 1);
+  const at::Tensor dp = random_tensor({keys, columns}, at::kFloat, 2);
+  const at::Tensor lse = random_tensor({columns}, at::kFloat, 3);
+  const at::Tensor delta = random_tensor({columns}, at::kFloat, 4);
+  for (const cpu::Kernels* kernels : supported_cpu_kernels()) {
+    SCOPED_TRACE(kernels->instruction_set);
+    for (const int64_t first_query : {int64_t{2}, int64_t{-1}, keys}) {
+      const at::Tensor p = at::full({keys, columns}, 7, at::kBFloat16), ds = p.clone();
+      kernels->attention_gradient({.scores = data<float>(s),
+                                   .dp = data<float>(dp),
+                                   .lse = data<float>(lse),
+                                   .delta = data<float>(delta),
+                                   .p = data<cpu::bf16>(p),
+                                   .ds = data<cpu::bf16>(ds),
+                                   .keys = keys,
+                                   .heads = heads,
+                                   .queries = queries,
+                                   .first_query = first_query,
+                                   .scale = 0.3F});
+      const at::Tensor last_key = at::arange(queries) + first_query;
+      const at::Tensor seen =
+          (at::arange(keys).unsqueeze(1) <= last_key.repeat({heads})).to(at::kDouble);
+      const at::Tensor want = (s.to(at::kDouble) * 0.3 - lse).exp() * seen;
+      EXPECT_LT(distance(p, want), tolerance(at::kBFloat16));
+      EXPECT_LT(distance(ds, want * (dp - delta) * 0.3), tolerance(at::kBFloat16));
+    }
+  }
+}
+
+TEST(AttentionKernels, RowDotsAndRoundRows) {
+  constexpr int64_t rows = 5;
+  for (const cpu::Kernels* kernels : supported_cpu_kernels()) {
+    SCOPED_TRACE(kernels->instruction_set);
+    for (const int64_t columns : {1, 24, 64, 131}) {
+      const at::Tensor a = random_tensor({rows, columns}, at::kBFloat16, 1);
+      const at::Tensor b = random_tensor({rows, columns}, at::kBFloat16, 2);
+      const at::Tensor dots = at::empty({rows}, at::kFloat);
+      kernels->row_dots(data<cpu::bf16>(a), data<cpu::bf16>(b), data<float>(dots), rows, columns);
+      EXPECT_LT(distance(dots, (a.to(at::kDouble) * b.to(at::kDouble)).sum(1)), 1e-5);
+
+      const at::Tensor wide = random_tensor({rows, columns}, at::kFloat, 3);
+      const at::Tensor narrow = at::full({rows, columns + 3}, 7, at::kBFloat16);
+      kernels->round_rows(data<float>(wide), data<cpu::bf16>(narrow), columns + 3, rows, columns);
+      EXPECT_TRUE(same_bits(narrow.slice(1, 0, columns), wide.to(at::kBFloat16)));
+      EXPECT_TRUE((narrow.slice(1, columns) == 7).all().item<bool>());
+    }
+  }
+}
+
 TYPED_TEST(InstructionSets, Optimizers) {
   using T = TypeParam;
   if constexpr (!std::is_same_v<T, cpu::bf16>) {

@@ -1,25 +1,48 @@
-// The element-wise part of attention's backward, one look at the scores and their gradients.
-// Formulas: kernels/attention_cpu.h.
+// The element-wise parts of attention's backward: one look at the scores and their gradients, and
+// what comes before and after it. Formulas: kernels/attention_cpu.h.
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/vec.h"
 
 namespace picotron::cpu::CPU_CAPABILITY {
 
 void attention_gradient(const AttentionBlock& block) {
-  for (int64_t row = 0; row < block.rows; ++row) {
-    const int64_t sees = block.first_seen + (row % block.queries);
-    const int64_t seen = sees < 0 ? 0 : sees < block.keys ? sees : block.keys;
-    const float* s = block.scores + row * block.keys;
-    const float* dp = block.dp + row * block.keys;
-    bf16* p = block.p + row * block.keys;
-    bf16* ds = block.ds + row * block.keys;
-    const float lse = block.lse[row], delta = block.delta[row], scale = block.scale;
-    for_vectors<float>(seen, [&](int64_t i, auto part) PICOTRON_LAMBDA {
-      const auto probability = exponential(load<float>(s + i, part) * scale - lse);
-      store(p + i, probability, part);
-      store(ds + i, probability * (load<float>(dp + i, part) - delta) * scale, part);
+  const float scale = block.scale;
+  for (int64_t key = 0; key < block.keys; ++key) {
+    const int64_t before = key - block.first_query;
+    const int64_t unseen = before < 0 ? 0 : before < block.queries ? before : block.queries;
+    for (int64_t head = 0; head < block.heads; ++head) {
+      const int64_t column = head * block.queries;
+      const int64_t first = (key * block.heads + head) * block.queries;
+      bf16* p = block.p + first;
+      bf16* ds = block.ds + first;
+      for (int64_t i = 0; i < unseen; ++i) p[i] = ds[i] = 0;
+      for_vectors<float>(block.queries - unseen, [&](int64_t at, auto part) PICOTRON_LAMBDA {
+        const int64_t i = unseen + at;
+        const auto lse = load<float>(block.lse + column + i, part);
+        const auto delta = load<float>(block.delta + column + i, part);
+        const auto s = load<float>(block.scores + first + i, part);
+        const auto dp = load<float>(block.dp + first + i, part);
+        const auto probability = exponential(s * scale - lse);
+        store(p + i, probability, part);
+        store(ds + i, probability * (dp - delta) * scale, part);
+      });
+    }
+  }
+}
+
+void row_dots(const bf16* a, const bf16* b, float* dots, int64_t rows, int64_t columns) {
+  for (int64_t row = 0; row < rows; ++row, a += columns, b += columns) {
+    dots[row] = sum_vectors<float>(columns, [&](int64_t i, auto part) PICOTRON_LAMBDA {
+      return load<float>(a + i, part) * load<float>(b + i, part);
     });
-    for (int64_t i = seen; i < block.keys; ++i) p[i] = ds[i] = 0;
+  }
+}
+
+void round_rows(const float* from, bf16* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  for (int64_t row = 0; row < rows; ++row, from += columns, to += to_stride) {
+    for_vectors<float>(columns, [&](int64_t i, auto part) PICOTRON_LAMBDA {
+      store(to + i, load<float>(from + i, part), part);
+    });
   }
 }
 

@@ -24,6 +24,8 @@ void cross_entropy_gradient(const CrossEntropyArguments<S>& arguments, int64_t b
 template <class S>
 double sum_of_squares(const S* x, int64_t begin, int64_t end);
 void attention_gradient(const AttentionBlock& block);
+void row_dots(const bf16* a, const bf16* b, float* dots, int64_t rows, int64_t columns);
+void round_rows(const float* from, bf16* to, int64_t to_stride, int64_t rows, int64_t columns);
 template <class T>
 void adamw(const OptimizerArguments<T>& arguments, int64_t begin, int64_t end);
 template <class T>

@@ -64,16 +64,17 @@ struct CrossEntropyArguments {
   double scale;
 };
 
-// A block of scores: rows of `queries` neighbouring queries, once for each of several heads.
+// A block of scores: a row for each key, in which lie `queries` neighbouring queries once for each
+// of several heads.
 struct AttentionBlock {
-  const float* scores;  // q kᵀ [rows, keys]
-  const float* dp;      // dout vᵀ [rows, keys]
-  const float* lse;     // [rows]
-  const float* delta;   // rowsum(dout ∘ out) [rows]
-  bf16* p;              // written: [rows, keys]
+  const float* scores;  // k qᵀ [keys, heads · queries]
+  const float* dp;      // v doutᵀ [keys, heads · queries]
+  const float* lse;     // [heads · queries]
+  const float* delta;   // rowsum(dout ∘ out) [heads · queries]
+  bf16* p;              // written: [keys, heads · queries]
   bf16* ds;
-  int64_t rows, keys, queries;
-  int64_t first_seen;  // keys of the block that a head's first query sees; its next sees one more
+  int64_t keys, heads, queries;
+  int64_t first_query;  // query i sees the keys up to first_query + i of the block
   float scale;
 };
 
@@ -113,6 +114,10 @@ struct OptimizerKernels {
 struct Kernels {
   const char* instruction_set;
   void (*attention_gradient)(const AttentionBlock& block);
+  // dots[row] = Σ a ∘ b over a row's columns.
+  void (*row_dots)(const bf16* a, const bf16* b, float* dots, int64_t rows, int64_t columns);
+  // Rounds rows without gaps to rows that begin to_stride apart.
+  void (*round_rows)(const float* from, bf16* to, int64_t to_stride, int64_t rows, int64_t columns);
   TypedKernels<bf16> of_bf16;
   TypedKernels<float> of_float;
   TypedKernels<double> of_double;
