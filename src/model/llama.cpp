@@ -1,5 +1,4 @@
-// The parameters, one layer forward and one backward, then the stage made of layers. Read it beside
-// the formulas of llama.h.
+// The parameters, one layer forward and one backward, then the stage that is made of layers.
 #include "model/llama.h"
 
 #include <ATen/ATen.h>

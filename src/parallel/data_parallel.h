@@ -20,8 +20,8 @@
 // reduce-scatter brings it its part, the optimizer steps on that, an all-gather closes the step. An
 // all-reduce is just these two halves: `zero_stage` 0 moves as many bytes, but keeps N states.
 //
-// Backward may be split, as zero-bubble schedules want it: after queue_products(true) the products
-// are kept, and drain() multiplies them later. Read next: train/optimizer.h.
+// Zero-bubble schedules split backward: after queue_products(true) products are kept, and drain()
+// multiplies them later. Read next: train/optimizer.h.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -105,7 +105,6 @@ class Gradients {
     int64_t missing = 0;   // contributions it still waits for
     bool has_sum = false;  // something was written in this step
   };
-  // A run of Weights that are reduced together.
   struct Bucket {
     int64_t missing = 0;        // Weights that are not complete yet
     std::vector<Work> partial;  // sums within tp under way
