@@ -59,13 +59,6 @@ void Gradients::accumulate(const Weight& weight, const at::Tensor& dy, const at:
   contributed(weight);
 }
 
-void Gradients::drain(const std::vector<Product>& products) {
-  for (const auto& [weight, dy, x] : products) {
-    add_product(*weight, dy, x);
-    contributed(*weight);
-  }
-}
-
 void Gradients::add_product(const Weight& weight, const at::Tensor& dy, const at::Tensor& x,
                             At at) {
   bool& has_sum = progress_[weight.index].has_sum;

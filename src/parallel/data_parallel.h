@@ -20,8 +20,8 @@
 // reduce-scatter brings it its part, the optimizer steps on that, an all-gather closes the step. An
 // all-reduce is just these two halves: `zero_stage` 0 moves as many bytes, but keeps N states.
 //
-// Zero-bubble schedules split backward: after queue_products(true) products are kept, and drain()
-// multiplies them later. Read next: train/optimizer.h.
+// Zero-bubble schedules split backward: after queue_products(true) products are kept, and whoever
+// calls take_queue() has them multiplied later. Read next: train/optimizer.h.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -66,15 +66,14 @@ class Gradients {
                    At at = At::current());
   void contributed(const Weight& weight);
 
-  // While queueing, accumulate() only keeps (weight, dy, x); take_queue() returns what was kept,
-  // and drain() does later what accumulate() would have done.
+  // While queueing, accumulate() only keeps (weight, dy, x); take_queue() returns what was kept, for
+  // accumulate() to multiply later.
   struct Product {
     const Weight* weight;
     at::Tensor dy, x;
   };
   void queue_products(bool on) { queueing_ = on; }
   std::vector<Product> take_queue() { return std::exchange(queue_, {}); }
-  void drain(const std::vector<Product>& products);
 
   // Waits for every reduction. Then my parts of flat() hold sums over dp×cp; with zero_stage 0 all
   // of it does.

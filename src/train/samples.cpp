@@ -5,11 +5,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "checkpoint/huggingface.h"
 #include "core/log.h"
 
 namespace picotron {
+namespace {
+
+// Parameters of a model that writes three texts in seconds on one core: each token costs a forward
+// of all before it.
+constexpr int64_t kQuickToWrite = 20'000'000;
+
+}  // namespace
 
 std::vector<int64_t> prompt_tokens(const Tokenizer& tokenizer, const std::string& prompt) {
   std::vector<int64_t> tokens;
@@ -37,6 +45,11 @@ std::vector<std::string> write_texts(Llama& model, const Tokenizer& tokenizer,
 void show_samples(const std::string& folder, const Run& run) {
   const std::shared_ptr<const Tokenizer> tokenizer = run.datasets.train->tokenizer();
   if (tokenizer == nullptr) return;
+  if (count_parameters(run.architecture) > kQuickToWrite) {
+    log::print(fmt::format("Let the model write: picotron generate --checkpoint {} --prompt …",
+                           std::filesystem::path(folder).parent_path().string()));
+    return;
+  }
   const at::NoGradGuard no_backward;
   const Mesh alone;
   Llama model(run.architecture, alone,
