@@ -55,7 +55,7 @@ def test_other_ranks_and_all_of_them(start):
     (["--rank", "8"], ["--rank 8", "0 to 7", "all"]),
     (["--rank", "first"], ["--rank first", "0 to 7"]),
     (["--step", "0"], ["--step", "1"]),
-    (["--stpe", "1"], ["unknown flag --stpe", "did you mean --step?"]),
+    (["--rnk", "1"], ["unknown flag --rnk", "did you mean --rank?"]),
     (["--tp", "3"], ["tp_size 3"]),
 ])
 def test_wrong_flags(fails, flags, says):
