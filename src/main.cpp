@@ -19,6 +19,8 @@ constexpr picotron::Command kCommands[] = {
     {"export", "write a checkpoint as a Hugging Face folder", picotron::export_command},
     {"verify", "prove that a layout trains the model that one rank trains",
      picotron::verify_command},
+    {"explain", "tell one training step of a layout, line by line of the source",
+     picotron::explain_command},
     {"bench", "measure training speed against the machine's own matrix products",
      picotron::bench_command},
 };

@@ -16,6 +16,7 @@ struct Command {
 int bench_command(const std::vector<std::string>& arguments);
 int config_command(const std::vector<std::string>& arguments);
 int create_config_command(const std::vector<std::string>& arguments);
+int explain_command(const std::vector<std::string>& arguments);
 int export_command(const std::vector<std::string>& arguments);
 int generate_command(const std::vector<std::string>& arguments);
 int train_command(const std::vector<std::string>& arguments);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 namespace picotron::record {
 namespace {
@@ -28,6 +29,7 @@ uint64_t Recorder::begin(Entry entry) {
   std::lock_guard lock(mutex_);
   entry.sequence = ++count_;
   entry.begin_ns = now_ns();
+  entry.about = about_;
   bytes_[static_cast<size_t>(entry.axis)] += entry.bytes;
   flops_ += entry.flops;
   ring_[entry.sequence % ring_.size()] = entry;
@@ -65,6 +67,11 @@ double Recorder::product_flops() const {
   return flops_;
 }
 
+int32_t Recorder::exchange_about(int32_t weight) {
+  std::lock_guard lock(mutex_);
+  return std::exchange(about_, weight);
+}
+
 Recorder* current() {
   return this_rank;
 }
@@ -87,6 +94,13 @@ Attach::Attach(Recorder* recorder) : before_(this_rank) {
 }
 Attach::~Attach() {
   this_rank = before_;
+}
+
+About::About(size_t weight) : recorder_(this_rank) {
+  if (recorder_ != nullptr) before_ = recorder_->exchange_about(static_cast<int32_t>(weight));
+}
+About::~About() {
+  if (recorder_ != nullptr) recorder_->exchange_about(before_);
 }
 
 Scope::Scope(Entry entry, std::source_location at) : recorder_(this_rank) {

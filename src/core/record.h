@@ -1,12 +1,13 @@
 // The record: what this rank did, in the order it happened.
 //
 // Every action of the schedule, collective, matrix product and attention call leaves one Entry:
-// what, which group, shape, bytes, begin, end, file:line. Bytes per axis in metrics.jsonl and the
-// report of a hang read this one list, so nothing is measured twice and no report can disagree with
-// the run.
+// what, which group, shape, bytes, begin, end, file:line. Bytes per axis in metrics.jsonl, the
+// report of a hang and `picotron explain` read this one list, so nothing is measured twice and no
+// report can disagree with the run.
 //
 //   Recorder        a ring buffer, one per rank; a rank's threads share it
 //   record::Scope   notes begin in its constructor and end in its destructor
+//   record::About   names the Weight at work: a product does not know which layer it serves
 //
 // A rank's threads find their Recorder through one thread-local pointer, the program's only mutable
 // global: ranks may be threads of one process, and a matrix product has no other way to know for
@@ -47,6 +48,9 @@ struct Entry {
   int64_t begin_ns = 0, end_ns = 0;  // steady clock; end 0: still running
   const char* file = "";             // where it was called
   uint32_t line = 0;
+  int32_t about = -1;  // index of the Weight at work (About); -1: none
+  int32_t ranks = 0;   // in the group that communicates
+  int32_t peer = -1;   // global rank at the other end of a send or receive
 };
 
 // One per rank. Thread-safe; the newest `capacity` entries are kept, the counters count them all.
@@ -54,12 +58,14 @@ class Recorder {
  public:
   explicit Recorder(int global_rank = 0, size_t capacity = 4096);
   int global_rank() const { return global_rank_; }
-  uint64_t begin(Entry entry);         // stamps sequence and begin_ns; returns the sequence
+  uint64_t begin(Entry entry);         // stamps sequence, begin_ns and about; returns the sequence
   void end(uint64_t sequence);         // stamps end_ns, if the entry is still in the ring
   Entry newest() const;                // the entry begun last; sequence 0 if none
   std::vector<Entry> entries() const;  // oldest first
   int64_t bytes(Axis axis) const;      // sent on this axis since the start
   double product_flops() const;        // of products and attention since the start
+  // What the entries that follow are about; returns what it was. See About.
+  int32_t exchange_about(int32_t weight);
 
  private:
   const int global_rank_;
@@ -68,6 +74,7 @@ class Recorder {
   uint64_t count_ = 0;
   std::array<int64_t, kAxes> bytes_{};
   double flops_ = 0;
+  int32_t about_ = -1;
 };
 
 Recorder* current();  // of the calling thread; null outside a rank
@@ -86,6 +93,20 @@ class Attach {
 
  private:
   Recorder* before_;
+};
+
+// For as long as it lives, what this rank does is about one Weight (parallel/parameter.h, by its
+// index). Innermost counts.
+class About {
+ public:
+  explicit About(size_t weight);
+  ~About();
+  About(const About&) = delete;
+  About& operator=(const About&) = delete;
+
+ private:
+  Recorder* recorder_;
+  int32_t before_ = -1;
 };
 
 // Records its own lifetime. Does nothing where no Recorder is attached.

@@ -19,8 +19,9 @@ constexpr int kPointToPointTag = 0;
 // An entry of the record that ends when the collective does, on whichever thread that is.
 class Open {
  public:
+  // `peer`: the rank in the group at the other end; −1: all of them.
   Open(const char* what, record::Kind kind, const at::Tensor& x, int64_t bytes, const Group& group,
-       const At& at)
+       const At& at, int peer = -1)
       : recorder_(record::current()) {
     if (recorder_ == nullptr) return;
     record::Entry entry{.kind = kind,
@@ -28,7 +29,9 @@ class Open {
                         .what = what,
                         .bytes = bytes,
                         .file = at.file_name(),
-                        .line = at.line()};
+                        .line = at.line(),
+                        .ranks = group.size()};
+    if (peer >= 0) entry.peer = group.global_ranks.at(static_cast<size_t>(peer));
     for (int64_t dim = 0; dim < std::min<int64_t>(x.dim(), 4); ++dim) {
       entry.shape[static_cast<size_t>(dim)] = x.size(dim);
     }
@@ -318,7 +321,7 @@ Work send(const at::Tensor& x, int to, const Group& group, At at) {
   check(x.is_contiguous() && to != group.rank, "send needs a contiguous tensor and another rank");
   if (x.numel() == 0) return Work();
   const Open open("send", record::Kind::send_receive, x, static_cast<int64_t>(x.nbytes()), group,
-                  at);
+                  at, to);
   if (!group.channel->on_gloo()) {
     return on_stream(group, open, {x}, [&](c10d::Backend& backend) {
       std::vector<at::Tensor> tensors = {x};
@@ -338,7 +341,7 @@ Work receive(const at::Tensor& x, int from, const Group& group, At at) {
   check(x.is_contiguous() && from != group.rank,
         "receive needs a contiguous tensor and another rank");
   if (x.numel() == 0) return Work();
-  const Open open("receive", record::Kind::send_receive, x, 0, group, at);
+  const Open open("receive", record::Kind::send_receive, x, 0, group, at, from);
   if (!group.channel->on_gloo()) {
     return on_stream(group, open, {x}, [&](c10d::Backend& backend) {
       std::vector<at::Tensor> tensors = {x};
@@ -361,8 +364,8 @@ Work send_receive(const SendReceive& messages, const Group& group, At at) {
             received.numel() > 0 && to != group.rank && from != group.rank,
         "send_receive needs contiguous tensors that are not empty, and other ranks");
   const Open send_open("send", record::Kind::send_receive, sent,
-                       static_cast<int64_t>(sent.nbytes()), group, at);
-  const Open receive_open("receive", record::Kind::send_receive, received, 0, group, at);
+                       static_cast<int64_t>(sent.nbytes()), group, at, to);
+  const Open receive_open("receive", record::Kind::send_receive, received, 0, group, at, from);
   const auto end = [send_open, receive_open] {
     send_open.end();
     receive_open.end();

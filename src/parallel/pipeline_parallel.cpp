@@ -69,6 +69,9 @@ void run_list(const Schedule& schedule, const Stage& stage, const std::vector<To
   for (const Action& action : schedule) {
     UnderWay& here = all[{action.microbatch, action.chunk}];
     const TokenBatch& batch = batches.at(static_cast<size_t>(action.microbatch));
+    const record::Scope scope({.kind = record::Kind::action,
+                               .what = name_of(action.kind),
+                               .shape = {action.microbatch, action.chunk}});
     switch (action.kind) {
       case ActionKind::receive_activation:
         start_receive(here.x, batch, links.activations_in);
@@ -94,12 +97,8 @@ void run_list(const Schedule& schedule, const Stage& stage, const std::vector<To
         }
         break;
       }
-      default: {
-        const record::Scope scope({.kind = record::Kind::action,
-                                   .what = name_of(action.kind),
-                                   .shape = {action.microbatch, action.chunk}});
+      default:
         compute(action, batch, here);
-      }
     }
   }
   activations.finish();
@@ -120,8 +119,10 @@ at::Tensor run_schedule(const Schedule& schedule, Stage& stage,
                  here.y = stage.forward(action.chunk, batch, here.x.take(), here.saved);
                  break;
                case ActionKind::backward_weight:
-                 for (const Gradients::Product& product : std::exchange(here.products, {}))
+                 for (const Gradients::Product& product : std::exchange(here.products, {})) {
+                   const record::About about(product.weight->index);
                    gradients.accumulate(*product.weight, product.dy, product.x);
+                 }
                  break;
                default:
                  check(here.saved != nullptr, "a backward comes after its forward");

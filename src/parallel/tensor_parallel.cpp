@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/record.h"
 #include "kernels/matmul.h"
 
 namespace picotron {
@@ -75,6 +76,7 @@ ColumnParallelLinear ColumnParallelLinear::declare(Parameters& parameters,
 }
 
 at::Tensor ColumnParallelLinear::forward(const at::Tensor& x) const {
+  const record::About about(weight->index);
   at::Tensor y = linear_forward(tp.gather(x).wait(), weight->value);
   add_bias(y, bias);
   return y;
@@ -82,6 +84,7 @@ at::Tensor ColumnParallelLinear::forward(const at::Tensor& x) const {
 
 at::Tensor ColumnParallelLinear::backward(const at::Tensor& dy, const at::Tensor& x,
                                           Gradients& gradients) const {
+  const record::About about(weight->index);
   Pending all_x = tp.gather(x);
   Pending dx = tp.reduce(linear_input_gradient(dy, weight->value));
   gradients.accumulate(*weight, dy, all_x.wait());
@@ -108,6 +111,7 @@ RowParallelLinear RowParallelLinear::declare(Parameters& parameters, const std::
 }
 
 at::Tensor RowParallelLinear::forward(const at::Tensor& x) const {
+  const record::About about(weight->index);
   at::Tensor y = tp.reduce(linear_forward(x, weight->value)).wait();
   add_bias(y, bias);
   return y;
@@ -115,6 +119,7 @@ at::Tensor RowParallelLinear::forward(const at::Tensor& x) const {
 
 at::Tensor RowParallelLinear::backward(const at::Tensor& dy, const at::Tensor& x,
                                        Gradients& gradients) const {
+  const record::About about(weight->index);
   const at::Tensor all_dy = tp.gather(dy).wait();
   at::Tensor dx = linear_input_gradient(all_dy, weight->value);
   gradients.accumulate(*weight, all_dy, x);
@@ -141,6 +146,7 @@ AddNormOutput Norm::forward(const at::Tensor& x, const at::Tensor& delta) const 
 
 at::Tensor Norm::backward(const at::Tensor& dy, const AddNormOutput& out,
                           const at::Tensor& residual_gradient, Gradients& gradients) const {
+  const record::About about(weight->index);
   at::Tensor dx = rms_norm_backward(dy, out.sum, out.rstd, weight->value, residual_gradient,
                                     gradients.sum(*weight), body);
   gradients.contributed(*weight);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "core/record.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/matmul.h"
 #include "parallel/tensor_parallel.h"
@@ -61,6 +62,7 @@ void tie(Parameters& parameters, Weight* embedding, Weight* head, const Group& s
 }
 
 at::Tensor VocabParallelEmbedding::forward(const at::Tensor& ids) const {
+  const record::About about(weight->index);
   const at::Tensor local = ids - vocab_begin;
   const at::Tensor elsewhere = (local < 0).logical_or(local >= weight->value.size(0));
   at::Tensor y = at::embedding(weight->value, local.masked_fill(elsewhere, 0));
@@ -70,6 +72,7 @@ at::Tensor VocabParallelEmbedding::forward(const at::Tensor& ids) const {
 
 void VocabParallelEmbedding::backward(const at::Tensor& dy, const at::Tensor& ids,
                                       Gradients& gradients) const {
+  const record::About about(weight->index);
   const at::Tensor local = ids - vocab_begin;
   const at::Tensor elsewhere = (local < 0).logical_or(local >= weight->value.size(0));
   const at::Tensor rows = tp.gather(dy)
@@ -85,6 +88,7 @@ at::Tensor VocabParallelHead::logits(const at::Tensor& x) const {
 }
 
 at::Tensor VocabParallelHead::loss(const at::Tensor& my_x, const at::Tensor& targets) const {
+  const record::About about(weight->index);
   const at::Tensor x = tp.gather(my_x).wait();
   const int64_t chunk = tokens_per_chunk(x.size(0), weight->value);
   at::Tensor loss;
@@ -101,6 +105,7 @@ at::Tensor VocabParallelHead::loss(const at::Tensor& my_x, const at::Tensor& tar
 
 VocabParallelHead::LossAndGradient VocabParallelHead::loss_and_gradient(
     const at::Tensor& my_x, const at::Tensor& targets, double scale, Gradients& gradients) const {
+  const record::About about(weight->index);
   const at::Tensor x = tp.gather(my_x).wait();
   const int64_t chunk = tokens_per_chunk(x.size(0), weight->value);
   at::Tensor loss;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/record.h"
 #include "kernels/adamw.h"
 
 namespace picotron {
@@ -56,7 +57,11 @@ void ShardedOptimizer::step(int64_t step, double learning_rate, const at::Tensor
     const at::Tensor master = master_.defined() ? of_state(master_) : value;
     const at::Tensor copy = master_.defined() ? value : at::Tensor();
     const at::Tensor gradient = of_flat(gradients_.flat());
-    if (training_.optimizer == OptimizerKind::sgd) {
+    const bool is_sgd = training_.optimizer == OptimizerKind::sgd;
+    const record::Scope scope({.kind = record::Kind::optimizer,
+                               .what = is_sgd ? "sgd" : "adamw",
+                               .shape = {segment.flat.size()}});
+    if (is_sgd) {
       sgd_(master, gradient, copy, clip_factor, learning_rate, segment.weight_decay, body_);
     } else {
       adamw_(master, of_state(m_), of_state(v_), gradient, copy, clip_factor,

@@ -109,6 +109,27 @@ TEST(RecordTest, ScopesNestAndSayWhereTheyStand) {
   EXPECT_NE(std::string(inner.file).find("base_record_test.cpp"), std::string::npos);
 }
 
+TEST(RecordTest, EntriesAreAboutTheInnermostWeight) {
+  { const About nobody_records(3); }
+  Recorder recorder;
+  const Attach attached(&recorder);
+  const auto about_now = [&] {
+    { const Scope scope({.kind = Kind::product}); }
+    return recorder.newest().about;
+  };
+  EXPECT_EQ(about_now(), -1);
+  {
+    const About outer(3);
+    EXPECT_EQ(about_now(), 3);
+    {
+      const About inner(0);
+      EXPECT_EQ(about_now(), 0);
+    }
+    EXPECT_EQ(about_now(), 3);
+  }
+  EXPECT_EQ(about_now(), -1);
+}
+
 TEST(RecordTest, AThreadWritesToTheRankItIsAttachedTo) {
   Recorder first(0), second(1);
   const Attach attached(&first);
