@@ -2,12 +2,13 @@
 // float64 to 1e-10, three steps, with SGD and with AdamW; in float32 over twenty steps to 1e-5
 // (loss) and 1e-4 (norm, the first step's gradients). Ranks are threads; tests/parity/test_layouts.py tries some as processes.
 //
-// A table of all is printed at the end. The quick set covers each feature once; suites named Slow
+// A table of all is printed at the end of `./run test`. The quick set covers each feature once; suites named Slow
 // (./run test --all) hold the rest, up to 16 ranks.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
+#include <cstdlib>
+#include <fstream>
 #include <map>
 
 #include "core/error.h"
@@ -59,13 +60,17 @@ std::map<std::string, std::string>& table() {
   return rows;
 }
 
+// To the terminal, and to the file that `./run test` collects from all processes and prints.
 class PrintsTable : public ::testing::Environment {
  public:
   void TearDown() override {
     if (table().empty()) return;
-    fmt::print("\n{:<44} {:>8} {:>8} {:>8} {:>8}\n", "distance from one rank", "loss", "norm",
-               "gradient", "weight");
-    for (const auto& [name, row] : table()) fmt::print("{:<44} {}\n", name, row);
+    std::string rows;
+    for (const auto& [name, row] : table()) rows += fmt::format("{:<48} {}\n", name, row);
+    fmt::print("\n{:<48} {:>8} {:>8} {:>8} {:>8}\n{}", "distance from one rank", "loss", "norm",
+               "gradient", "weight", rows);
+    if (const char* file = std::getenv("PICOTRON_LAYOUT_TABLE"))
+      std::ofstream(file, std::ios::app) << rows << std::flush;
   }
 };
 [[maybe_unused]] const auto* const kTable =
