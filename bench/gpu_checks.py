@@ -74,7 +74,8 @@ def main():
         "bfloat16": curves(folder, "gpu-bfloat16", "cpu-bfloat16", 2e-2),
         "bits_float32": same_bits(folder, "float32"),
         "bits_bfloat16": same_bits(folder, "bfloat16"),
-        "shared": curves(folder, "shared-float32", "gpu-float32", 1e-4),
+        **{f"shared_{axis}": curves(folder, f"shared-{axis}", "gpu-float32", 1e-4)
+           for axis in ("dp", "tp", "pp", "cp")},
         "speed": speed(folder),
     }
     holds = all(check["result"] == "holds" for check in checks.values())

@@ -11,7 +11,8 @@ Builds the program with its CUDA plug-in into build-gpu/ and checks, on one GPU:
   unit      attention, matrix products and the device against their definitions
   float32   20 losses within 1e-4 of the CPU's          bfloat16  within 2e-2
   bits      the same run twice gives the same losses and gradient norms, to the last bit
-  shared    two ranks on the one GPU (backend gloo) follow the curve of one, within 1e-4
+  shared    two ranks on the one GPU (backend gloo), in data, tensor (sequence parallel), pipeline and context
+            parallel, follow the curve of one, within 1e-4
   speed     tokens/s, MFU and memory of SmolLM-1.7B in bfloat16
 
 Writes DIR/gpu_checks.json (DIR: $OUT, else build-gpu/) and prints it; what it does goes to stderr.
@@ -116,8 +117,12 @@ for dtype in float32 bfloat16; do
   train "gpu-$dtype" 60 "${short[@]}" --model.dtype $dtype "${where[@]}"
   train "again-$dtype" 60 "${short[@]}" --model.dtype $dtype "${where[@]}"
 done
-train shared-float32 60 "${short[@]}" --model.dtype float32 "${where[@]}" \
-  --distributed.dp_size 2 --distributed.backend gloo --training.micro_batch_size 8
+shared=("${short[@]}" --model.dtype float32 "${where[@]}" --distributed.backend gloo)
+train shared-dp 60 "${shared[@]}" --distributed.dp_size 2 --training.micro_batch_size 8
+train shared-tp 60 "${shared[@]}" --distributed.tp_size 2 --distributed.sequence_parallel true
+train shared-pp 60 "${shared[@]}" --distributed.pp_size 2 --training.micro_batch_size 8 \
+  --training.gradient_accumulation_steps 4
+train shared-cp 60 "${shared[@]}" --distributed.cp_size 2
 
 speed=(--model.name HuggingFaceTB/SmolLM-1.7B --training.seq_length 2048 --training.micro_batch_size 4)
 [[ ! $rehearse ]] ||
