@@ -76,9 +76,10 @@ at::Tensor WholeTensors::whole(const std::string& name) {
       into.copy_(local_part(index));
       continue;
     }
-    const at::Tensor part = at::empty(into.sizes(), flat_.options());
+    const at::Tensor part =
+        into.is_contiguous() ? into : at::empty(into.sizes(), flat_.options());
     receive(part, rank, mesh_.world).wait();
-    into.copy_(part);
+    if (!part.is_same(into)) into.copy_(part);
   }
   check(numel == result.numel(), "the shards of a tensor make the whole of it");
   return result;
