@@ -24,7 +24,7 @@ record::Entry entry(const char* what, const at::Tensor& q, const at::Tensor& k, 
 
 // ATen's bf16 backward sets up a oneDNN product for each small tile of each head, which costs more
 // than the tile. Below kShort keys its fp32 one is quicker than that, below kBlocks than our own.
-constexpr int64_t kShort = 256, kBlocks = 64;
+constexpr int64_t kShort = 256, kBlocks = 128;
 
 bool computes_in_blocks(const at::Tensor& q, const at::Tensor& k) {
   return k.size(2) >= kBlocks && attention_cpu_computes(q);
