@@ -18,6 +18,7 @@ int config_command(const std::vector<std::string>& arguments);
 int create_config_command(const std::vector<std::string>& arguments);
 int export_command(const std::vector<std::string>& arguments);
 int generate_command(const std::vector<std::string>& arguments);
+int plan_command(const std::vector<std::string>& arguments);
 int train_command(const std::vector<std::string>& arguments);
 int verify_command(const std::vector<std::string>& arguments);
 

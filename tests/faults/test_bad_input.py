@@ -181,7 +181,7 @@ PLANS = {
     "a world that nothing fits": (["--search", "--world", "7"], ["no layout of 7 ranks", "another --world"]),
     "no memory": (["--search", "--most_memory", "1e-9"], ["no layout of 1 ranks"]),
     "no rate": (["--search", "--teraflops", "-1"], ["--teraflops"]),
-    "a misspelt flag": (["--serach"], ["did you mean --search?"]),
+    "a misspelt flag": (["--searh"], ["did you mean --search?"]),
 }
 
 
