@@ -17,6 +17,8 @@ constexpr picotron::Command kCommands[] = {
     {"config", "explain the keys of a configuration, or print one in full",
      picotron::config_command},
     {"export", "write a checkpoint as a Hugging Face folder", picotron::export_command},
+    {"plan", "say, before anything runs, who holds what, memory, bytes and waiting; or --search",
+     picotron::plan_command},
     {"verify", "prove that a layout trains the model that one rank trains",
      picotron::verify_command},
     {"explain", "tell one training step of a layout, line by line of the source",

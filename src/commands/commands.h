@@ -19,6 +19,7 @@ int create_config_command(const std::vector<std::string>& arguments);
 int explain_command(const std::vector<std::string>& arguments);
 int export_command(const std::vector<std::string>& arguments);
 int generate_command(const std::vector<std::string>& arguments);
+int plan_command(const std::vector<std::string>& arguments);
 int train_command(const std::vector<std::string>& arguments);
 int verify_command(const std::vector<std::string>& arguments);
 

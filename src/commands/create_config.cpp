@@ -14,11 +14,11 @@
 #include "core/config.h"
 #include "core/error.h"
 #include "core/log.h"
-#include "data/dataset.h"
-#include "kernels/matmul.h"
 #include "model/architectures.h"
-#include "model/memory_estimate.h"
+#include "train/layout.h"
 #include "train/metrics.h"
+#include "train/plan.h"
+#include "train/run.h"
 
 namespace picotron {
 namespace {
@@ -30,46 +30,24 @@ bool gives(const std::vector<Override>& overrides, std::string_view key) {
                      [&](const Override& given) { return given.key == key; });
 }
 
-// The data may live on another machine, so only what needs no file is asked.
-std::optional<int64_t> vocabulary_of_data(const Config& config) {
-  if (config.dataset.tokenizer == "bytes") return 256;
-  if (config.dataset.name != "builtin:stories") return std::nullopt;
-  return open_datasets({.name = config.dataset.name,
-                        .tokenizer = "",
-                        .seq_length = config.training.seq_length,
-                        .seed = static_cast<uint64_t>(config.training.seed),
-                        .num_samples = config.training.num_samples,
-                        .hold_out = false,
-                        .validation = "",
-                        .validation_fraction = config.dataset.validation_fraction})
-      .train->vocab_size();
-}
-
-DType dtype_of(const Config& config) {
-  const bool quick = config.distributed.use_cpu == false || cpu_has_fast_bfloat16();
-  return config.model.dtype.value_or(quick ? DType::bfloat16 : DType::float32);
-}
-
 std::string sketch(const Config& config, const LlamaConfig& model) {
   const Distributed& d = config.distributed;
-  const MemoryEstimate memory = estimate_memory(run_shape(config, model, dtype_of(config)));
-  const auto size = [](double bytes) {
-    return bytes < 1e9 ? fmt::format("{:.1f} MB", bytes / 1e6)
-                       : fmt::format("{:.2f} GB", bytes / 1e9);
-  };
+  const DType dtype = planned_dtype(config);
+  const MemoryEstimate memory = most_memory(config, model, dtype);
   return fmt::format(
       "Model: {} parameters, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}\n"
       "Batch: {} sequences of {} tokens, {} tokens per step, {} steps\n"
       "Layout: dp {} · pp {} · cp {} · tp {}, {} rank{}\n"
-      "Memory per rank, about, in {}: "
-      "weights {}, gradients {}, optimizer {}, activations {}, in all {}",
+      "Memory of the fullest rank, about, in {}: "
+      "weights {}, gradients {}, optimizer {}, activations {}, in all {} (picotron plan says more)",
       human_format(static_cast<double>(count_parameters(model))), model.num_hidden_layers,
       model.hidden_size, model.num_attention_heads, model.num_key_value_heads, model.vocab_size,
       global_batch_size(config), config.training.seq_length, tokens_per_step(config),
       config.training.total_train_steps, d.dp_size, d.pp_size, d.cp_size, d.tp_size,
-      world_size(config), world_size(config) == 1 ? "" : "s", to_string(dtype_of(config)),
-      size(memory.weights), size(memory.gradients), size(memory.optimizer),
-      size(memory.activations), size(memory.total()));
+      world_size(config), world_size(config) == 1 ? "" : "s", to_string(dtype),
+      bytes_text(memory.weights), bytes_text(memory.gradients),
+      bytes_text(memory.master + memory.moments), bytes_text(memory.activations),
+      bytes_text(memory.total()));
 }
 
 // Complete or not at all: a run that reads it while it is replaced sees the old or the new one.
@@ -130,10 +108,9 @@ int create_config_command(const std::vector<std::string>& arguments) {
                          .value = (folder / "ckpt").string(),
                          .spelled = "--save_dir"});
   }
-  const Config config = config_from_flags(overrides);
+  const Config config = config_from_flags(overrides, known_layout_sizes);
   const LlamaConfig model = resolve_architecture(config.model, vocabulary_of_data(config));
-  check_layout(config, model.num_attention_heads, model.num_key_value_heads,
-               model.num_hidden_layers);
+  check_layout(config, layout_sizes(model));
 
   const fs::path path = folder / "config.json";
   const std::string text = to_json(config);

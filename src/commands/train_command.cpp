@@ -13,6 +13,7 @@
 #include "core/memory.h"
 #include "dist/device.h"
 #include "dist/launch.h"
+#include "train/layout.h"
 #include "train/samples.h"
 
 namespace picotron {
@@ -29,7 +30,8 @@ int check_and_launch(const std::vector<std::string>& arguments) {
   if (const std::optional<int> done = parse(app, rest, known)) return *done;
 
   keep_freed_memory();
-  Config config = file.empty() ? config_from_flags(overrides) : load_config(file, overrides);
+  Config config = file.empty() ? config_from_flags(overrides, known_layout_sizes)
+                               : load_config(file, overrides, known_layout_sizes);
   resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
   const Environment& environment = config.environment;
   const bool on_gpu = !config.distributed.use_cpu.value_or(!gpu_available());

@@ -17,6 +17,7 @@
 #include "core/log.h"
 #include "dist/launch.h"
 #include "kernels/matmul.h"
+#include "train/layout.h"
 #include "train/verify.h"
 
 namespace picotron {
@@ -76,18 +77,6 @@ int run_processes(const ShrunkRun& shrunk, const std::vector<std::string>& argv,
                   if (rendezvous.global_rank == 0) write_trace(file, trace);
                   return 0;
                 });
-}
-
-std::string layout_of(const Config& config) {
-  const Distributed& d = config.distributed;
-  std::string text =
-      fmt::format("dp {} · tp {} · pp {} · cp {}", d.dp_size, d.tp_size, d.pp_size, d.cp_size);
-  if (d.pp_size > 1) text += fmt::format(", {}", to_string(d.pp_engine));
-  if (d.pp_chunks > 1) text += fmt::format(", {} chunks", d.pp_chunks);
-  if (d.sequence_parallel) text += ", sequence parallel";
-  if (config.training.recompute != Recompute::none)
-    text += fmt::format(", recompute {}", to_string(config.training.recompute));
-  return text + fmt::format(", zero {}, {}", d.zero_stage, to_string(d.ranks));
 }
 
 std::string row(const char* what, double distance, double tolerance, const std::string& where) {
@@ -158,12 +147,12 @@ int verify_command(const std::vector<std::string>& arguments) {
   const std::vector<std::string> known = short_flags();
   if (const std::optional<int> done = parse(app, rest, known)) return *done;
 
-  Config config = file.empty() ? config_from_flags(overrides) : load_config(file, overrides);
+  Config config = file.empty() ? config_from_flags(overrides, known_layout_sizes)
+                               : load_config(file, overrides, known_layout_sizes);
   resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
   const LlamaConfig architecture = resolve_architecture(
       config.model, config.model.vocab_size ? std::nullopt : std::optional<int64_t>(259));
-  check_layout(config, architecture.num_attention_heads, architecture.num_key_value_heads,
-               architecture.num_hidden_layers);
+  check_layout(config, layout_sizes(architecture));
   const std::vector<Check> checks = checks_of(config);
   const auto shrunk_for = [&](const Check& check) {
     return shrink(config, architecture, check.dtype, check.optimizer);
@@ -177,12 +166,12 @@ int verify_command(const std::vector<std::string>& arguments) {
   const ShrunkRun example = shrunk_for(checks.front());
   const LlamaConfig& small = example.architecture;
   log::print(fmt::format(
-      "Layout: {}\nSmall model: {} layers, hidden {}, {} heads ({} key/value), inner {}, "
+      "Layout: {}, {}\nSmall model: {} layers, hidden {}, {} heads ({} key/value), inner {}, "
       "vocabulary {}{}; steps of {} sequences of {} tokens",
-      layout_of(config), small.num_hidden_layers, small.hidden_size, small.num_attention_heads,
-      small.num_key_value_heads, small.intermediate_size, small.vocab_size,
-      small.tie_word_embeddings ? ", tied" : "", global_batch_size(example.config),
-      example.config.training.seq_length));
+      layout_text(config), to_string(config.distributed.ranks), small.num_hidden_layers,
+      small.hidden_size, small.num_attention_heads, small.num_key_value_heads,
+      small.intermediate_size, small.vocab_size, small.tie_word_embeddings ? ", tied" : "",
+      global_batch_size(example.config), example.config.training.seq_length));
   bool agrees = true;
   const Scratch scratch;
   for (size_t i = 0; i < checks.size(); ++i) {

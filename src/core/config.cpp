@@ -215,7 +215,7 @@ std::vector<Override> take_overrides(std::vector<std::string>& arguments, Flags 
 }
 
 Config parse_config(std::string_view text, const std::string& name,
-                    std::span<const Override> overrides) {
+                    std::span<const Override> overrides, const SizesOf& sizes_of) {
   const Value document = json_text::parse(text, name);
   Builder builder;
   if (!names_model_or_data(document) && !names_model_or_data(overrides)) {
@@ -226,21 +226,22 @@ Config parse_config(std::string_view text, const std::string& name,
   for (const Override& given : overrides) builder.apply(given);
   Config config = builder.finish();
   config.source = name;
-  check(config);
+  check(config, sizes_of ? sizes_of(config.model) : std::nullopt);
   return config;
 }
 
-Config load_config(const std::string& path, std::span<const Override> overrides) {
-  return parse_config(read_file(path), path, overrides);
+Config load_config(const std::string& path, std::span<const Override> overrides,
+                   const SizesOf& sizes_of) {
+  return parse_config(read_file(path), path, overrides, sizes_of);
 }
 
-Config config_from_flags(std::span<const Override> overrides) {
+Config config_from_flags(std::span<const Override> overrides, const SizesOf& sizes_of) {
   std::vector<Override> all(overrides.begin(), overrides.end());
   if (names_model_or_data(overrides)) {
     // create_config.py writes micro_batch_size 1 where --mbs is not given.
     all.insert(all.begin(), {.key = "training.micro_batch_size", .value = "1", .spelled = "--mbs"});
   }
-  return parse_config("{}", "", all);
+  return parse_config("{}", "", all, sizes_of);
 }
 
 }  // namespace picotron

@@ -186,21 +186,30 @@ enum class Flags { dotted, dotted_and_short };
 std::vector<Override> take_overrides(std::vector<std::string>& arguments,
                                      Flags flags = Flags::dotted);
 
+// What a layout cuts. Only the rooms above know the architecture that the keys of `model` name, so
+// whoever loads a config may bring the one who knows; nothing where the keys do not say it all.
+struct LayoutSizes {
+  int64_t num_attention_heads = 1, num_key_value_heads = 1, num_hidden_layers = 1;
+  int64_t intermediate_size = 1, vocab_size = 1;
+};
+using SizesOf = std::function<std::optional<LayoutSizes>(const ModelKeys&)>;
+
 // Read, lay over configs/stories.json where it names neither model nor data set, override, check.
 // Naming model.name, model.init_from or dataset.name in an override counts as naming it in the
 // file. All throw UserError.
-Config load_config(const std::string& path, std::span<const Override> overrides = {});
+Config load_config(const std::string& path, std::span<const Override> overrides = {},
+                   const SizesOf& sizes_of = {});
 Config parse_config(std::string_view text, const std::string& name,
-                    std::span<const Override> overrides = {});
+                    std::span<const Override> overrides = {}, const SizesOf& sizes_of = {});
 // No file: what the flags alone say, with create_config's own defaults.
-Config config_from_flags(std::span<const Override> overrides);
+Config config_from_flags(std::span<const Override> overrides, const SizesOf& sizes_of = {});
 
-// What can be known from the config alone: sizes that divide, values that exclude each other,
-// features not built. Every reason at once. Called by load_config and parse_config.
-void check(const Config& config);
-// What needs the architecture (model/architectures gives the numbers).
-void check_layout(const Config& config, int64_t num_attention_heads, int64_t num_key_value_heads,
-                  int64_t num_hidden_layers);
+// What can be known from the config alone, and from the architecture's sizes where they are known:
+// sizes that divide, values that exclude each other, features not built. Every reason at once.
+// Called by load_config and parse_config.
+void check(const Config& config, const std::optional<LayoutSizes>& sizes = {});
+// The part of it that needs the architecture.
+void check_layout(const Config& config, const LayoutSizes& sizes);
 // The number of ranks that torchrun, srun or mpirun started against what the config asks for.
 void check_world_size(const Config& config, int64_t world_size);
 // Sentences to warn with, once, on rank 0: keys whose feature is not built and which do not change

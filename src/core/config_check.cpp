@@ -166,33 +166,57 @@ void check_heads(const Config& config, Reasons& reasons) {
   }
 }
 
-void add_layout_reasons(const Config& config, int64_t heads, int64_t kv_heads, int64_t layers,
-                        Reasons& reasons) {
+// Sizes of tp that cut these heads, this vocabulary and this inner width.
+std::vector<int64_t> working_tp_sizes(const LayoutSizes& sizes) {
+  std::vector<int64_t> working = divisors(sizes.num_attention_heads);
+  const int64_t kv_heads = sizes.num_key_value_heads;
+  const int64_t most = std::min(sizes.vocab_size, sizes.intermediate_size);
+  std::erase_if(
+      working, [&](int64_t tp) { return (kv_heads % tp != 0 && tp % kv_heads != 0) || tp > most; });
+  return working;
+}
+
+void add_layout_reasons(const Config& config, const LayoutSizes& sizes, Reasons& reasons) {
   const Distributed& d = config.distributed;
-  const auto fits = [&](int64_t tp) {
-    return heads % tp == 0 && (kv_heads % tp == 0 || tp % kv_heads == 0);
-  };
-  if (!fits(d.tp_size)) {
-    std::vector<int64_t> sizes = divisors(heads);
-    std::erase_if(sizes, [&](int64_t tp) { return !fits(tp); });
-    const bool splits_queries = heads % d.tp_size == 0;
-    reasons.add("tp_size {} does not {} {} {}; use {}", d.tp_size,
+  const int64_t tp = d.tp_size, heads = sizes.num_attention_heads;
+  const int64_t kv_heads = sizes.num_key_value_heads, layers = sizes.num_hidden_layers;
+  const std::string working = listed(working_tp_sizes(sizes));
+  const bool splits_queries = heads % tp == 0;
+  if (!splits_queries || (kv_heads % tp != 0 && tp % kv_heads != 0)) {
+    reasons.add("tp_size {} does not {} {} {}; use {}", tp,
                 splits_queries ? "divide and is no multiple of" : "divide",
                 splits_queries ? "num_key_value_heads" : "num_attention_heads",
-                splits_queries ? kv_heads : heads, listed(sizes));
+                splits_queries ? kv_heads : heads, working);
+  }
+  if (tp > sizes.vocab_size) {
+    reasons.add(
+        "tp_size {} exceeds vocab_size {}, and each rank needs a row of the embedding; use {}", tp,
+        sizes.vocab_size, working);
+  }
+  if (tp > sizes.intermediate_size) {
+    reasons.add("tp_size {} exceeds intermediate_size {}, and each rank needs a part of it; use {}",
+                tp, sizes.intermediate_size, working);
   }
   if (d.pp_size * d.pp_chunks > layers) {
+    const auto at_most = [](int64_t value) {
+      return std::to_string(value) + (value > 1 ? " or less" : "");
+    };
+    const int64_t stages = layers / d.pp_chunks, chunks = layers / d.pp_size;
+    std::string remedy;
+    if (stages > 0) remedy = "pp_size " + at_most(stages);
+    if (chunks > 0 && d.pp_chunks > 1)
+      remedy += (remedy.empty() ? "pp_chunks " : ", or pp_chunks ") + at_most(chunks);
+    if (remedy.empty()) remedy = fmt::format("pp_size {} and pp_chunks 1", at_most(layers));
     reasons.add(
         "pp_size {} · pp_chunks {} exceeds num_hidden_layers {}, and each chunk of a stage needs a "
-        "layer; use {} {} or less",
-        d.pp_size, d.pp_chunks, layers, d.pp_size > layers ? "pp_size" : "pp_chunks",
-        d.pp_size > layers ? layers : layers / d.pp_size);
+        "layer; use {}",
+        d.pp_size, d.pp_chunks, layers, remedy);
   }
 }
 
 }  // namespace
 
-void check(const Config& config) {
+void check(const Config& config, const std::optional<LayoutSizes>& sizes) {
   Reasons reasons(config);
   for (const Field& field : config_table::table()) {
     if (field.built.kind == Built::Kind::refused && is_asked(field, config)) {
@@ -206,6 +230,7 @@ void check(const Config& config) {
   check_pipeline(config, reasons);
   check_device(config, reasons);
   check_heads(config, reasons);
+  if (sizes) add_layout_reasons(config, *sizes, reasons);
   const Distributed& d = config.distributed;
   const double ranks = static_cast<double>(d.dp_size) * static_cast<double>(d.pp_size) *
                        static_cast<double>(d.cp_size) * static_cast<double>(d.tp_size);
@@ -216,10 +241,9 @@ void check(const Config& config) {
   reasons.throw_if_any();
 }
 
-void check_layout(const Config& config, int64_t num_attention_heads, int64_t num_key_value_heads,
-                  int64_t num_hidden_layers) {
+void check_layout(const Config& config, const LayoutSizes& sizes) {
   Reasons reasons(config);
-  add_layout_reasons(config, num_attention_heads, num_key_value_heads, num_hidden_layers, reasons);
+  add_layout_reasons(config, sizes, reasons);
   reasons.throw_if_any();
 }
 

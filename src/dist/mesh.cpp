@@ -89,73 +89,23 @@ std::chrono::milliseconds operation_timeout(std::chrono::milliseconds timeout) {
                                    std::chrono::milliseconds(500));
 }
 
-}  // namespace
+// Every group of this rank; `connect` gives one of more than one rank its channel. Every member of
+// every group comes to it in one order; `name` tells groups apart.
+using Connect = std::function<void(Group& group, const std::string& name)>;
 
-AxisSizes coordinates_of(int global_rank, const AxisSizes& sizes, const std::string& mesh_order) {
-  return coordinates_in(global_rank, sizes, parse_order(mesh_order));
-}
-
-int global_rank_of(const AxisSizes& coordinates, const AxisSizes& sizes,
-                   const std::string& mesh_order) {
-  return global_rank_in(coordinates, sizes, parse_order(mesh_order));
-}
-
-std::string place_of(int global_rank, const AxisSizes& sizes, const std::string& mesh_order) {
-  const AxisSizes coordinates = coordinates_of(global_rank, sizes, mesh_order);
-  std::string place;
-  for (const auto& [name, axis] : kAxisNames) {
-    if (sizes.*axis == 1) continue;
-    place += fmt::format("{}{} {}", place.empty() ? "" : ", ", name, coordinates.*axis);
-  }
-  return place;
-}
-
-Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshOptions& options) {
-  if (sizes.world() != rendezvous.world_size) {
-    throw user_error(
-        "the config's dp {} · pp {} · cp {} · tp {} = {} ranks, but {} were started; "
-        "start {} or change the sizes",
-        sizes.dp, sizes.pp, sizes.cp, sizes.tp, sizes.world(), rendezvous.world_size,
-        sizes.world());
-  }
+Mesh build_mesh(const AxisSizes& sizes, int me, const MeshOptions& options,
+                const Connect& connect) {
   const Order order = parse_order(options.order);
-  const int me = rendezvous.global_rank;
   Mesh mesh{.sizes = sizes,
             .my = coordinates_in(me, sizes, order),
             .global_rank = me,
-            .world_size = rendezvous.world_size};
-
-  const std::shared_ptr<Heartbeat> heartbeat = rendezvous.heartbeat;
-  if (heartbeat != nullptr) {
-    heartbeat->set_places(
-        [=, axes = options.order](int rank) { return place_of(rank, sizes, axes); });
-  }
-  const auto diagnose = [heartbeat]() -> std::string {
-    return heartbeat != nullptr ? heartbeat->diagnose() : "the connection to another rank failed";
-  };
-  const BackendFactory backend = rendezvous.world_size == 1 ? BackendFactory()
-                                 : rendezvous.backend       ? rendezvous.backend
-                                                            : gloo_backend(rendezvous.address);
-
-  // Every member of every group must come to it in one order; `name` tells groups apart.
+            .world_size = sizes.world()};
   const auto join = [&](record::Axis axis, const std::vector<int>& members,
                         const std::string& name) {
     Group group{.axis = axis, .global_ranks = members};
     const auto mine = std::find(group.global_ranks.begin(), group.global_ranks.end(), me);
     group.rank = static_cast<int>(mine - group.global_ranks.begin());
-    if (group.size() == 1) return group;
-    try {
-      group.channel = std::make_shared<Channel>(
-          backend(
-              {.store = c10::make_intrusive<c10d::PrefixStore>("group/" + name, rendezvous.store),
-               .rank = group.rank,
-               .size = group.size(),
-               .timeout = operation_timeout(rendezvous.timeout)}),
-          diagnose);
-    } catch (const std::exception&) {
-      throw run_error("the ranks did not meet within {} s: {}", rendezvous.timeout.count() / 1000,
-                      diagnose());
-    }
+    if (group.size() > 1) connect(group, name);
     return group;
   };
   const auto make_group = [&](record::Axis axis, const std::vector<int AxisSizes::*>& axes) {
@@ -198,6 +148,67 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshO
   mesh.key_value = join(record::Axis::tp, {first, first + options.key_value_sharing},
                         fmt::format("key_value/{}", *first));
   return mesh;
+}
+
+}  // namespace
+
+AxisSizes coordinates_of(int global_rank, const AxisSizes& sizes, const std::string& mesh_order) {
+  return coordinates_in(global_rank, sizes, parse_order(mesh_order));
+}
+
+int global_rank_of(const AxisSizes& coordinates, const AxisSizes& sizes,
+                   const std::string& mesh_order) {
+  return global_rank_in(coordinates, sizes, parse_order(mesh_order));
+}
+
+std::string place_of(int global_rank, const AxisSizes& sizes, const std::string& mesh_order) {
+  const AxisSizes coordinates = coordinates_of(global_rank, sizes, mesh_order);
+  std::string place;
+  for (const auto& [name, axis] : kAxisNames) {
+    if (sizes.*axis == 1) continue;
+    place += fmt::format("{}{} {}", place.empty() ? "" : ", ", name, coordinates.*axis);
+  }
+  return place;
+}
+
+Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshOptions& options) {
+  if (sizes.world() != rendezvous.world_size) {
+    throw user_error(
+        "the config's dp {} · pp {} · cp {} · tp {} = {} ranks, but {} were started; "
+        "start {} or change the sizes",
+        sizes.dp, sizes.pp, sizes.cp, sizes.tp, sizes.world(), rendezvous.world_size,
+        sizes.world());
+  }
+  const std::shared_ptr<Heartbeat> heartbeat = rendezvous.heartbeat;
+  if (heartbeat != nullptr) {
+    heartbeat->set_places(
+        [=, axes = options.order](int rank) { return place_of(rank, sizes, axes); });
+  }
+  const auto diagnose = [heartbeat]() -> std::string {
+    return heartbeat != nullptr ? heartbeat->diagnose() : "the connection to another rank failed";
+  };
+  const BackendFactory backend = rendezvous.world_size == 1 ? BackendFactory()
+                                 : rendezvous.backend       ? rendezvous.backend
+                                                            : gloo_backend(rendezvous.address);
+  return build_mesh(
+      sizes, rendezvous.global_rank, options, [&](Group& group, const std::string& name) {
+        try {
+          group.channel =
+              std::make_shared<Channel>(backend({.store = c10::make_intrusive<c10d::PrefixStore>(
+                                                     "group/" + name, rendezvous.store),
+                                                 .rank = group.rank,
+                                                 .size = group.size(),
+                                                 .timeout = operation_timeout(rendezvous.timeout)}),
+                                        diagnose);
+        } catch (const std::exception&) {
+          throw run_error("the ranks did not meet within {} s: {}",
+                          rendezvous.timeout.count() / 1000, diagnose());
+        }
+      });
+}
+
+Mesh describe_mesh(const AxisSizes& sizes, int global_rank, const MeshOptions& options) {
+  return build_mesh(sizes, global_rank, options, [](Group&, const std::string&) {});
 }
 
 }  // namespace picotron

@@ -1,27 +1,56 @@
 // Plain arithmetic on a config's sizes; the costs that `balance: "flops"` weighs.
 #include "train/layout.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
+#include "core/error.h"
+
 namespace picotron {
-namespace {
 
-// Multiply-adds of a token in the forward pass; backward has twice as many of each.
-struct Costs {
-  double layer, embedding, head;
-};
+LayoutSizes layout_sizes(const LlamaConfig& architecture) {
+  return {.num_attention_heads = architecture.num_attention_heads,
+          .num_key_value_heads = architecture.num_key_value_heads,
+          .num_hidden_layers = architecture.num_hidden_layers,
+          .intermediate_size = architecture.intermediate_size,
+          .vocab_size = architecture.vocab_size};
+}
 
-Costs costs_of(const LlamaConfig& c, int64_t seq_length) {
+std::optional<LayoutSizes> known_layout_sizes(const ModelKeys& keys) {
+  constexpr int64_t kAnyVocabulary = int64_t{1} << 30;
+  try {
+    return layout_sizes(resolve_architecture(
+        keys, keys.vocab_size ? std::nullopt : std::optional<int64_t>(kAnyVocabulary)));
+  } catch (const UserError&) {
+    return std::nullopt;  // said by whoever needs the architecture
+  }
+}
+
+TokenCosts token_costs(const LlamaConfig& c, int64_t seq_length) {
   const auto real = [](int64_t value) { return static_cast<double>(value); };
   const double hidden = real(c.hidden_size), queries = real(c.num_attention_heads * c.head_dim);
   const double keys = real(c.num_key_value_heads * c.head_dim);
   const double products =
       hidden * (2 * queries + 2 * keys) + 3 * hidden * real(c.intermediate_size);
   const double attention = queries * real(seq_length);  // q·k and p·v, half of each under the mask
-  return {products + attention, hidden, hidden * real(c.vocab_size)};
+  return {.layer = products + attention,
+          .attention = attention,
+          .embedding = hidden,
+          .head = hidden * real(c.vocab_size)};
 }
 
-}  // namespace
+std::string layout_text(const Config& config) {
+  const Distributed& d = config.distributed;
+  std::string text =
+      fmt::format("dp {} · tp {} · pp {} · cp {}", d.dp_size, d.tp_size, d.pp_size, d.cp_size);
+  if (d.pp_size > 1) text += fmt::format(", {}", to_string(d.pp_engine));
+  if (d.pp_chunks > 1) text += fmt::format(", {} chunks", d.pp_chunks);
+  if (d.sequence_parallel) text += ", sequence parallel";
+  if (config.training.recompute != Recompute::none)
+    text += fmt::format(", recompute {}", to_string(config.training.recompute));
+  return text + fmt::format(", zero {}", d.zero_stage);
+}
 
 AxisSizes axis_sizes(const Config& config) {
   const Distributed& d = config.distributed;
@@ -41,7 +70,7 @@ std::vector<Range> layers_of_stage(const Config& config, const LlamaConfig& arch
                                    int stage) {
   const Distributed& d = config.distributed;
   const auto stages = static_cast<int>(d.pp_size), chunks = static_cast<int>(d.pp_chunks);
-  const Costs costs = costs_of(architecture, config.training.seq_length);
+  const TokenCosts costs = token_costs(architecture, config.training.seq_length);
   const bool weighs = d.balance == Balance::flops;
   const std::vector<int64_t> layers = split_layers(architecture.num_hidden_layers, stages * chunks,
                                                    weighs ? costs.embedding / costs.layer : 0,
@@ -56,14 +85,18 @@ std::vector<Range> layers_of_stage(const Config& config, const LlamaConfig& arch
   return mine;
 }
 
-Schedule schedule_of_stage(const Config& config, int stage, bool forward_only) {
+ScheduleOptions schedule_options(const Config& config, int stage, bool forward_only) {
   const Distributed& d = config.distributed;
-  return make_schedule({.engine = d.pp_engine,
-                        .stage = stage,
-                        .stages = static_cast<int>(d.pp_size),
-                        .chunks = static_cast<int>(d.pp_chunks),
-                        .microbatches = gradient_accumulation_steps(config),
-                        .forward_only = forward_only});
+  return {.engine = d.pp_engine,
+          .stage = stage,
+          .stages = static_cast<int>(d.pp_size),
+          .chunks = static_cast<int>(d.pp_chunks),
+          .microbatches = gradient_accumulation_steps(config),
+          .forward_only = forward_only};
+}
+
+Schedule schedule_of_stage(const Config& config, int stage, bool forward_only) {
+  return make_schedule(schedule_options(config, stage, forward_only));
 }
 
 Llama::Options llama_options(const Run& run, int stage, c10::Device device) {

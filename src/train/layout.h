@@ -4,6 +4,8 @@
 #pragma once
 #include <c10/core/Device.h>
 
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "core/config.h"
@@ -14,8 +16,23 @@
 
 namespace picotron {
 
+// What core/config asks of an architecture, and of the one that keys name, as far as they alone say
+// it: a vocabulary that the data set decides is large enough for any layout.
+LayoutSizes layout_sizes(const LlamaConfig& architecture);
+std::optional<LayoutSizes> known_layout_sizes(const ModelKeys& keys);
+
 AxisSizes axis_sizes(const Config& config);
+// "dp 2 · tp 2 · pp 2 · cp 1, 1f1b, zero 1": all that a layout is.
+std::string layout_text(const Config& config);
 MeshOptions mesh_options(const Config& config, const LlamaConfig& architecture);
+
+// Multiply-adds of a token in the forward pass, of the whole sequence's mean token; backward has twice
+// as many of each.
+struct TokenCosts {
+  double layer = 0, attention = 0;  // attention: the part of a layer that is q·k and p·v
+  double embedding = 0, head = 0;
+};
+TokenCosts token_costs(const LlamaConfig& architecture, int64_t seq_length);
 
 // Layers [begin, end) of each chunk of a stage, by `balance`: `layers` gives each virtual stage as
 // many (the first ones one more), `flops` counts the embedding and the head too.
@@ -23,6 +40,7 @@ std::vector<Range> layers_of_stage(const Config& config, const LlamaConfig& arch
                                    int stage);
 
 // What a stage does in one step; for validation the forwards alone.
+ScheduleOptions schedule_options(const Config& config, int stage, bool forward_only = false);
 Schedule schedule_of_stage(const Config& config, int stage, bool forward_only = false);
 
 // Of the model on a rank of this stage.

@@ -6,8 +6,9 @@
 
 #include "core/error.h"
 #include "kernels/matmul.h"
-#include "model/memory_estimate.h"
+#include "train/layout.h"
 #include "train/metrics.h"
+#include "train/plan.h"
 
 namespace picotron {
 namespace {
@@ -40,9 +41,8 @@ DType dtype_of(c10::ScalarType type) {
 // A run that cannot fit is refused before it has made the machine swap or lost a rank to the
 // kernel. Activations are known only about, so they alone must exceed the memory twice.
 void check_memory(const Run& run) {
-  const MemoryEstimate need =
-      estimate_memory(run_shape(run.config, run.architecture, dtype_of(run.dtype)));
-  const double fixed = need.weights + need.gradients + need.optimizer;
+  const MemoryEstimate need = most_memory(run.config, run.architecture, dtype_of(run.dtype));
+  const double fixed = need.fixed();
   const double memory =
       static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
   if (fixed <= memory && need.activations <= 2 * memory) return;
@@ -54,6 +54,20 @@ void check_memory(const Run& run) {
 }
 
 }  // namespace
+
+std::optional<int64_t> vocabulary_of_data(const Config& config) {
+  if (config.dataset.tokenizer == "bytes") return 256;
+  if (config.dataset.name != "builtin:stories") return std::nullopt;
+  return open_datasets({.name = config.dataset.name,
+                        .tokenizer = "",
+                        .seq_length = config.training.seq_length,
+                        .seed = static_cast<uint64_t>(config.training.seed),
+                        .num_samples = config.training.num_samples,
+                        .hold_out = false,
+                        .validation = "",
+                        .validation_fraction = config.dataset.validation_fraction})
+      .train->vocab_size();
+}
 
 Run prepare_run(const Config& config, bool on_gpu) {
   Run run{.config = config};
@@ -81,8 +95,10 @@ Run prepare_run(const Config& config, bool on_gpu) {
   if (own || training.seq_length > run.architecture.max_position_embeddings) {
     run.architecture.max_position_embeddings = training.seq_length;
   }
-  check_layout(config, run.architecture.num_attention_heads, run.architecture.num_key_value_heads,
-               run.architecture.num_hidden_layers);
+  check_layout(config, layout_sizes(run.architecture));
+  // Stages that wait for each other in a circle would hang: proved not to before any is started.
+  const ScheduleOptions schedule = schedule_options(config, 0);
+  check_schedules(all_stages(schedule), schedule, Delivery::rendezvous);
   run.dtype = resolve_dtype(config, on_gpu, run.warnings);
   if (!on_gpu) check_memory(run);
   run.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");

@@ -3,6 +3,8 @@
 #pragma once
 #include <c10/core/ScalarType.h>
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +23,9 @@ struct Run {
   std::vector<std::string> warnings;    // sentences for rank 0 to say
   bool rehearsal = false;               // verify, explain: nothing is printed, nothing is written
 };
+
+// The data may live on another machine, so only what needs no file is asked.
+std::optional<int64_t> vocabulary_of_data(const Config& config);
 
 // `on_gpu`: whether the ranks compute on one. Says nothing itself, for every rank calls it.
 // Throws UserError.

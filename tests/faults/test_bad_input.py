@@ -102,6 +102,51 @@ VALUES = {
         {"distributed": {"pp_size": 2, "pp_chunks": 2}}, ["pp_chunks 2", '"1f1b"', '"interleaved"']
     ),
     "an uneven ring": ({"distributed": {"cp_size": 3}, "training": {"seq_length": 32}}, ["seq_length 32", "use 30 or 36"]),
+    "heads over tp": (
+        {"distributed": {"tp_size": 3}},
+        ["tp_size 3 does not divide num_attention_heads 4", "use 1, 2 or 4"],
+    ),
+    "key/value heads over tp": (
+        {
+            "distributed": {"tp_size": 2},
+            "model": {"hidden_size": 48, "num_attention_heads": 12, "num_key_value_heads": 3},
+        },
+        ["tp_size 2 does not divide and is no multiple of num_key_value_heads 3", "use 1, 3, 6 or 12"],
+    ),
+    "inner width over tp": (
+        {"distributed": {"tp_size": 4}, "model": {"intermediate_size": 3}},
+        ["tp_size 4 exceeds intermediate_size 3", "use 1 or 2"],
+    ),
+    "vocabulary over tp": (
+        {"distributed": {"tp_size": 4}, "model": {"vocab_size": 2}},
+        ["tp_size 4 exceeds vocab_size 2", "use 1 or 2"],
+    ),
+    "chunks without layers": (
+        {"distributed": {"pp_size": 2, "pp_chunks": 3, "pp_engine": "interleaved"}, "model": {"num_hidden_layers": 5}},
+        ["pp_size 2 · pp_chunks 3 exceeds num_hidden_layers 5", "use pp_size 1, or pp_chunks 2 or less"],
+    ),
+    "more of both than layers": (
+        {"distributed": {"pp_size": 3, "pp_chunks": 3, "pp_engine": "interleaved"}},
+        ["exceeds num_hidden_layers 2", "use pp_size 2 or less and pp_chunks 1"],
+    ),
+    "uneven cut tokens": (
+        {"distributed": {"tp_size": 4, "sequence_parallel": True}, "training": {"seq_length": 30}},
+        ["seq_length 30 is not a multiple of 4 (tp_size)", "use 28 or 32"],
+    ),
+    "uneven cut tokens of a ring": (
+        {"distributed": {"tp_size": 2, "cp_size": 2, "sequence_parallel": True}, "training": {"seq_length": 36}},
+        ["seq_length 36 is not a multiple of 8 (2 · cp_size · tp_size)", "use 32 or 40"],
+    ),
+    "a layout wrong on three axes": (
+        {"distributed": {"tp_size": 3, "pp_size": 3, "cp_size": 3}},
+        ["use 30 or 36", "use 1, 2 or 4", "use pp_size 2 or less"],
+    ),
+    "a layout wrong for a named model": (
+        {"distributed": {"tp_size": 7, "pp_size": 31, "cp_size": 5}, "model": {"name": "HuggingFaceTB/SmolLM-135M",
+         "hidden_size": None, "intermediate_size": None, "num_hidden_layers": None, "num_attention_heads": None,
+         "num_key_value_heads": None}},
+        ["use 30 or 40", "num_attention_heads 9; use 1, 3 or 9", "use pp_size 30 or less"],
+    ),
     "resuming": ({"checkpoint": {"load_path": "x"}}, ["load_path", "not built yet", "leave it empty"]),
     "unknown model": ({"model": {"name": "HuggingFaceTB/SmolLM-135"}}, ["did you mean HuggingFaceTB/SmolLM-135M?"]),
     "model of the hub": ({"model": {"name": "someone/llama"}}, ["someone/llama", "give the folder"]),
@@ -120,6 +165,30 @@ VALUES = {
 def test_wrong_value(fails, tmp_path, tiny, sections, says):
     (tmp_path / "config.json").write_text(json.dumps(tiny(**sections)))
     fails(["train", "--config", "config.json"], 2, says)
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_a_layout_is_refused_alike_by_every_command(fails, tmp_path, tiny):
+    (tmp_path / "config.json").write_text(json.dumps(tiny(distributed={"tp_size": 3, "pp_size": 3})))
+    for command in ("train", "plan", "verify"):
+        fails([command, "--config", "config.json"], 2, ["tp_size 3", "use 1, 2 or 4", "use pp_size 2 or less"])
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+PLANS = {
+    "a world without a search": (["--world", "4"], ["--world is for --search"]),
+    "no such world": (["--search", "--world", "0"], ["--world"]),
+    "a world that nothing fits": (["--search", "--world", "7"], ["no layout of 7 ranks", "another --world"]),
+    "no memory": (["--search", "--most_memory", "1e-9"], ["no layout of 1 ranks"]),
+    "no rate": (["--search", "--teraflops", "-1"], ["--teraflops"]),
+    "a misspelt flag": (["--searh"], ["did you mean --search?"]),
+}
+
+
+@pytest.mark.parametrize("flags, says", PLANS.values(), ids=PLANS.keys())
+def test_wrong_plan(fails, tmp_path, tiny, flags, says):
+    (tmp_path / "config.json").write_text(json.dumps(tiny()))
+    fails(["plan", "--config", "config.json", *flags], 2, says)
     assert os.listdir(tmp_path) == ["config.json"]
 
 

@@ -533,7 +533,10 @@ TEST(ConfigTest, TheWorld) {
     Config sized;
     sized.distributed.tp_size = tp;
     try {
-      check_layout(sized, heads, kv_heads, 1);
+      check_layout(sized, {.num_attention_heads = heads,
+                           .num_key_value_heads = kv_heads,
+                           .intermediate_size = 1024,
+                           .vocab_size = 1024});
     } catch (const UserError& error) {
       return std::string(error.what());
     }
