@@ -40,7 +40,7 @@ std::vector<Range> layers_of_stage(const Config& config, const LlamaConfig& arch
                                    int stage);
 
 // What a stage does in one step; for validation the forwards alone.
-ScheduleOptions schedule_options(const Config& config, int stage, bool forward_only = false);
+ScheduleOptions schedule_options(const Config& config, int stage = 0, bool forward_only = false);
 Schedule schedule_of_stage(const Config& config, int stage, bool forward_only = false);
 
 // Of the model on a rank of this stage.

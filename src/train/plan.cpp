@@ -124,14 +124,6 @@ DType planned_dtype(const Config& config) {
   return asked == DType::bfloat16 && !quick ? DType::float32 : asked;
 }
 
-ScheduleOptions schedule_options(const Config& config) {
-  const Distributed& d = config.distributed;
-  return {.engine = d.pp_engine,
-          .stages = static_cast<int>(d.pp_size),
-          .chunks = static_cast<int>(d.pp_chunks),
-          .microbatches = gradient_accumulation_steps(config)};
-}
-
 Inventory take_inventory(const Config& config, const LlamaConfig& architecture, int stage,
                          int tp_rank) {
   const AxisSizes sizes = axis_sizes(config);

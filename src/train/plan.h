@@ -65,7 +65,6 @@ RankShape rank_shape(const Config& config, const LlamaConfig& architecture, DTyp
                      const Inventory& inventory, int stage, int tp_rank);
 // Of the schedule's actions, for virtual stages of this model.
 ActionCosts action_costs(const Config& config, const LlamaConfig& architecture);
-ScheduleOptions schedule_options(const Config& config);
 
 c10::ScalarType scalar_type_of(DType dtype);
 std::string bytes_text(double bytes);  // "1.74 GB", "12.3 MB"

@@ -545,11 +545,11 @@ TEST(ConfigTest, TheWorld) {
   Config staged;
   staged.distributed.pp_size = 3;
   staged.distributed.pp_chunks = 2;
-  EXPECT_NO_THROW(check_layout(staged, 1, 1, 6));
+  EXPECT_NO_THROW(check_layout(staged, {.num_hidden_layers = 6}));
   for (const auto& [layers, remedy] :
        {std::pair(5, "use pp_chunks 1 or less"), std::pair(2, "use pp_size 2 or less")}) {
     try {
-      check_layout(staged, 1, 1, layers);
+      check_layout(staged, {.num_hidden_layers = layers});
       FAIL();
     } catch (const UserError& error) {
       EXPECT_NE(std::string(error.what()).find(remedy), std::string::npos) << error.what();
