@@ -92,6 +92,7 @@ std::string at_step(const Distances::Worst& worst) {
 
 void print_table(const Distances& d, const Tolerance& t) {
   log::print(fmt::format("  {:<22} {:>9} {:>9}", "distance from one rank", "worst", "tolerance"));
+  log::print(row("initial value", d.initial.distance, t.initial, d.initial.name));
   log::print(row("loss", d.loss, t.loss, ""));
   log::print(row("gradient norm", d.grad_norm, t.grad_norm, ""));
   log::print(row("gradient", d.gradient.distance, t.gradients, at_step(d.gradient)));
@@ -119,13 +120,18 @@ std::string shard_of(const Distances::Worst& worst, const Trace& trace, const Co
   return "";
 }
 
-// What a failure is blamed on: the first figure that is too far names the parameter.
-void print_blame(const ShrunkRun& shrunk, const Distances& d, const Tolerance& t) {
-  const bool gradients_agree = d.gradient.distance <= t.gradients;
-  const Distances::Worst& worst = gradients_agree ? d.weight : d.gradient;
-  const Trace trace = trace_as_threads(shrunk);
-  log::print(fmt::format("  furthest: {}", shard_of(worst, trace, shrunk.config)));
-  const std::string cause = likely_cause(shrunk, t);
+// What a failure is blamed on: what went wrong first, where it is worst, and the axis that brings it.
+void print_blame(const ShrunkRun& shrunk, const Trace& mine, const Trace& reference,
+                 const Tolerance& tolerance) {
+  const FirstWrong first = first_wrong(mine, reference, tolerance);
+  log::print(fmt::format("  first wrong: {}{}", first.figure,
+                         first.remark.empty() ? "" : " (" + first.remark + ")"));
+  if (!first.worst.name.empty()) {
+    // A file with a trace does not say who holds what.
+    const Trace with_parts = trace_as_threads(shrunk);
+    log::print(fmt::format("  furthest: {}", shard_of(first.worst, with_parts, shrunk.config)));
+  }
+  const std::string cause = likely_cause(shrunk, tolerance);
   log::print(cause.empty()
                  ? std::string("  no single axis mends it when it is taken away")
                  : fmt::format("  likely axis: {} (without it the layout agrees)", cause));
@@ -189,12 +195,13 @@ int verify_command(const std::vector<std::string>& arguments) {
       if (const int code = run_processes(shrunk, child, out); code != 0) return code;
       mine = read_trace(out);
     }
-    const Distances d = distances(mine, trace_as_threads(on_one_rank(shrunk)));
+    const Trace reference = trace_as_threads(on_one_rank(shrunk));
+    const Distances d = distances(mine, reference);
     log::print(fmt::format("\n{}", checks[i].title()));
     print_table(d, tolerance);
     if (d.within(tolerance)) continue;
     agrees = false;
-    print_blame(shrunk, d, tolerance);
+    print_blame(shrunk, mine, reference, tolerance);
   }
   log::print(agrees ? "\nThe layout trains the model that one rank trains."
                     : "\nThe layout does NOT train the model that one rank trains.");

@@ -1,4 +1,5 @@
-// Gathering at two moments of each step; the file has "2.gradient.NAME", "2.weight.NAME" and "loss".
+// Gathering at two moments of each step; the file has "figures" (loss and norm of each), "initial.NAME",
+// "2.gradient.NAME" and "2.weight.NAME".
 #include "train/trace.h"
 
 #include <ATen/ATen.h>
@@ -14,7 +15,7 @@
 namespace picotron {
 namespace {
 
-constexpr std::string_view kGradient = "gradient.", kWeight = "weight.";
+constexpr std::string_view kInitial = "initial.", kGradient = "gradient.", kWeight = "weight.";
 
 // Every tensor of a buffer of the parameters' layout, on rank 0.
 Trace::Tensors gather(const at::Tensor& flat, const StepView& view, Trace& trace) {
@@ -55,6 +56,8 @@ TrainObserver tracer(Trace& trace, int64_t detailed_steps) {
               [&trace, detailed_steps](const StepView& view) {
                 if (view.mesh.global_rank == 0) trace.steps.emplace_back();
                 if (view.step > detailed_steps) return;
+                if (view.step == 1)
+                  trace.initial = gather(view.model.parameters().flat(), view, trace);
                 const at::Tensor sums = view.gradients.flat().clone();
                 view.gradients.gather_values(sums);  // under ZeRO-1 a rank has those of its part
                 Trace::Tensors all = gather(sums, view, trace);
@@ -85,6 +88,7 @@ void write_trace(const std::filesystem::path& file, const Trace& trace) {
       all[fmt::format("{}.{}{}", i, kGradient, name)] = x;
     for (const auto& [name, x] : step.weights) all[fmt::format("{}.{}{}", i, kWeight, name)] = x;
   }
+  for (const auto& [name, x] : trace.initial) all[fmt::format("{}{}", kInitial, name)] = x;
   std::vector<TensorHeader> headers;
   for (const auto& [name, x] : all)
     headers.push_back({name, stored_type(x.scalar_type()), x.sizes().vec()});
@@ -105,6 +109,10 @@ Trace read_trace(const std::filesystem::path& file) {
                            .weights = {}});
   for (const auto& [name, tensor] : stored.tensors()) {
     if (name == "figures") continue;
+    if (name.starts_with(kInitial)) {
+      trace.initial[name.substr(kInitial.size())] = copy_of(tensor);
+      continue;
+    }
     const size_t dot = name.find('.');
     Trace::Step& step = trace.steps.at(std::stoull(name.substr(0, dot)));
     const std::string rest = name.substr(dot + 1);

@@ -19,6 +19,7 @@ struct Trace {
     double loss = 0, grad_norm = 0;
     Tensors gradients, weights;  // before clipping; after the update; empty in later steps
   };
+  Tensors initial;  // the weights before the first step
   std::vector<Step> steps;
   std::map<std::string, std::vector<WholeTensors::Part>> parts;  // who holds what
 };

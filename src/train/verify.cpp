@@ -1,4 +1,5 @@
-// What is kept of a model when it is made small, what is compared, and how the guilty axis is found.
+// What is kept of a model when it is made small, what is compared, which figure went wrong first, and
+// how the guilty axis is found.
 #include "train/verify.h"
 
 #include <ATen/ATen.h>
@@ -7,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "core/error.h"
 #include "dist/launch.h"
@@ -57,32 +59,86 @@ double relative(double a, double b) {
   return std::isfinite(difference) ? difference : kNoLimit;
 }
 
+// max |a − b| / max |b|, and where a is furthest from b.
+Distances::Worst distance(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor difference = (a.to(at::kDouble) - b.to(at::kDouble)).abs().view({-1});
+  const double scale = std::max(b.to(at::kDouble).abs().max().item<double>(), 1e-300);
+  const double distance = difference.max().item<double>() / scale;
+  return {.distance = std::isfinite(distance) ? distance : kNoLimit,
+          .name = "",
+          .step = 0,
+          .index = difference.argmax().item<int64_t>()};
+}
+
 Distances::Worst worst_of(const Trace::Tensors& mine, const Trace::Tensors& reference,
                           int64_t step) {
   check(mine.size() == reference.size(), "two runs of one model have the same tensors");
   Distances::Worst worst{.distance = -1, .name = "", .step = step, .index = 0};
   for (const auto& [name, b] : reference) {
-    const at::Tensor wide = b.to(at::kDouble);
-    const at::Tensor difference = (mine.at(name).to(at::kDouble) - wide).abs().view({-1});
-    const double scale = std::max(wide.abs().max().item<double>(), 1e-300);
-    double distance = difference.max().item<double>() / scale;
-    if (!std::isfinite(distance)) distance = kNoLimit;
-    if (distance > worst.distance)
-      worst = {distance, name, step, difference.argmax().item<int64_t>()};
+    const Distances::Worst here = distance(mine.at(name), b);
+    if (here.distance > worst.distance) worst = {here.distance, name, step, here.index};
   }
   return worst;
+}
+
+// A figure's tensors in short: how many are too far, and whether all of these are one multiple of
+// what they should be.
+FirstWrong describe_tensors(const std::string& figure, const Trace::Tensors& mine,
+                            const Trace::Tensors& reference, int64_t step, double tolerance) {
+  int wrong = 0;
+  double factor = 0;
+  bool scaled = true;
+  for (const auto& [name, reference_value] : reference) {
+    const at::Tensor a = mine.at(name).to(at::kDouble), b = reference_value.to(at::kDouble);
+    if (distance(a, b).distance <= tolerance) continue;
+    const double before = std::exchange(factor, ((a * b).sum() / (b * b).sum()).item<double>());
+    const double allowed = std::max(tolerance, 1e-12) * std::max(1.0, std::abs(factor));
+    scaled = scaled && (++wrong == 1 || std::abs(factor - before) <= allowed) &&
+             distance(a, factor * b).distance <= allowed;
+  }
+  FirstWrong result{.figure = figure,
+                    .remark = fmt::format("{} of {} tensors", wrong, reference.size()),
+                    .worst = worst_of(mine, reference, step)};
+  if (scaled && wrong > 0)
+    result.remark +=
+        fmt::format(", {:.6g} times {} of one rank", factor, wrong > 1 ? "those" : "that");
+  if (scaled && wrong > 1) result.worst = {};
+  return result;
+}
+
+// Which weights, counted another number of times, give this norm: tried are each alone, those of
+// one name in every layer, and all norms.
+std::string miscounted(const Trace::Step& mine, const Trace::Step& reference) {
+  constexpr double kPrecision = 1e-6;
+  std::map<std::string, double> squares;
+  for (const auto& [name, gradient] : reference.gradients) {
+    const double square = gradient.to(at::kDouble).square().sum().item<double>();
+    squares[name] += square;
+    constexpr std::string_view kLayers = "model.layers.";
+    if (name.starts_with(kLayers))
+      squares["every " + name.substr(name.find('.', kLayers.size()) + 1)] += square;
+    if (name.ends_with("norm.weight")) squares["every norm.weight"] += square;
+  }
+  const double excess = mine.grad_norm * mine.grad_norm - reference.grad_norm * reference.grad_norm;
+  for (const auto& [name, square] : squares) {
+    const double more = excess / square, whole = std::round(more);
+    if (whole != 0 && whole >= -1 && std::abs(more - whole) <= kPrecision * std::abs(whole))
+      return fmt::format("as if {} were counted {:.0f} times", name, 1 + whole);
+  }
+  return "the gradients agree, so weights are counted more than once, or not at all";
 }
 
 }  // namespace
 
 bool Distances::within(const Tolerance& t) const {
-  return loss <= t.loss && grad_norm <= t.grad_norm && gradient.distance <= t.gradients &&
-         weight.distance <= t.weights;
+  return initial.distance <= t.initial && loss <= t.loss && grad_norm <= t.grad_norm &&
+         gradient.distance <= t.gradients && weight.distance <= t.weights;
 }
 
 Distances distances(const Trace& mine, const Trace& reference) {
   check(mine.steps.size() == reference.steps.size(), "two runs of equally many steps");
   Distances result;
+  result.initial = worst_of(mine.initial, reference.initial, 0);
   for (size_t i = 0; i < reference.steps.size(); ++i) {
     const Trace::Step &a = mine.steps[i], &b = reference.steps[i];
     result.loss = std::max(result.loss, relative(a.loss, b.loss));
@@ -97,14 +153,46 @@ Distances distances(const Trace& mine, const Trace& reference) {
   return result;
 }
 
+FirstWrong first_wrong(const Trace& mine, const Trace& reference, const Tolerance& tolerance) {
+  if (worst_of(mine.initial, reference.initial, 0).distance > tolerance.initial)
+    return describe_tensors("initial values", mine.initial, reference.initial, 0,
+                            tolerance.initial);
+  for (size_t i = 0; i < reference.steps.size(); ++i) {
+    const Trace::Step &a = mine.steps[i], &b = reference.steps[i];
+    const auto step = static_cast<int64_t>(i) + 1;
+    const bool detailed = !b.gradients.empty();
+    const auto named = [&](const char* figure) {
+      return fmt::format("{} of step {}", figure, step);
+    };
+    const auto tensors = [&](const char* figure, const auto& x, const auto& y, double limit) {
+      return describe_tensors(named(figure), x, y, step, limit);
+    };
+    if (relative(a.loss, b.loss) > tolerance.loss) {
+      if (!detailed) return {.figure = named("loss"), .remark = "", .worst = {}};
+      FirstWrong wrong = tensors("loss", a.gradients, b.gradients, tolerance.gradients);
+      wrong.remark = "the forward pass or its rows; of the gradients, " + wrong.remark;
+      return wrong;
+    }
+    if (detailed && worst_of(a.gradients, b.gradients, step).distance > tolerance.gradients)
+      return tensors("gradients", a.gradients, b.gradients, tolerance.gradients);
+    if (relative(a.grad_norm, b.grad_norm) > tolerance.grad_norm)
+      return {.figure = named("gradient norm"),
+              .remark = detailed ? miscounted(a, b) : "",
+              .worst = {}};
+    if (detailed && worst_of(a.weights, b.weights, step).distance > tolerance.weights)
+      return tensors("updated weights", a.weights, b.weights, tolerance.weights);
+  }
+  return {};
+}
+
 Tolerance tolerance_of(DType dtype) {
   switch (dtype) {
     case DType::float64:
-      return {1e-10, 1e-10, 1e-10, 1e-10};
+      return {1e-10, 1e-10, 1e-10, 1e-10, 0};
     case DType::float32:
-      return {1e-5, 1e-4, 1e-4, kNoLimit};
+      return {1e-5, 1e-4, 1e-4, kNoLimit, 0};
     case DType::bfloat16:
-      return {2e-2, 2e-2, kNoLimit, kNoLimit};
+      return {2e-2, 2e-2, kNoLimit, kNoLimit, 0};
   }
   throw BrokenInvariant("every dtype is handled");
 }
@@ -208,6 +296,7 @@ std::string likely_cause(const ShrunkRun& shrunk, const Tolerance& tolerance) {
       int64_t& value = run.config.distributed.*size;
       // The same global batch on fewer replicas.
       if (size == &Distributed::dp_size) run.config.training.gradient_accumulation_steps *= value;
+      if (size == &Distributed::pp_size) run.config.distributed.pp_chunks = 1;
       return std::exchange(value, 1) > 1;
     };
   };
@@ -220,6 +309,12 @@ std::string likely_cause(const ShrunkRun& shrunk, const Tolerance& tolerance) {
        [](ShrunkRun& run) {
          return std::exchange(run.config.training.recompute, Recompute::none) != Recompute::none;
        }},
+      {"pp_engine",
+       [](ShrunkRun& run) {
+         run.config.distributed.pp_chunks = 1;
+         return std::exchange(run.config.distributed.pp_engine, PpEngine::one_f_one_b) !=
+                PpEngine::one_f_one_b;
+       }},
       {"pp_chunks",
        [](ShrunkRun& run) { return std::exchange(run.config.distributed.pp_chunks, 1) > 1; }},
       {"zero_stage",
@@ -229,6 +324,7 @@ std::string likely_cause(const ShrunkRun& shrunk, const Tolerance& tolerance) {
       {"pp", axis(&Distributed::pp_size)},
       {"dp", axis(&Distributed::dp_size)}};
   const Trace reference = trace_as_threads(on_one_rank(shrunk));
+  if (distances(trace_as_threads(shrunk), reference).within(tolerance)) return "processes";
   std::string causes;
   for (const Suspect& suspect : suspects) {
     ShrunkRun without = shrunk;

@@ -22,6 +22,7 @@ namespace picotron {
 struct Tolerance {
   double loss = 0, grad_norm = 0;     // of every step
   double gradients = 0, weights = 0;  // of the detailed steps
+  double initial = 0;                 // values before the first step: the same bits
 };
 
 struct Distances {
@@ -32,11 +33,20 @@ struct Distances {
     int64_t step = 0;   // from 1
     int64_t index = 0;  // of the element, in the whole tensor
   };
-  Worst gradient, weight;
+  Worst initial, gradient, weight;
   bool within(const Tolerance& tolerance) const;
 };
 
 Distances distances(const Trace& mine, const Trace& reference);
+
+// The first figure that is too far, in the order in which a run computes them: initial values, then
+// of each step loss, gradients, norm, weights. What is wrong later may be its consequence.
+struct FirstWrong {
+  std::string figure;      // "loss of step 1"; "": every one is within
+  std::string remark;      // what the wrong ones have in common
+  Distances::Worst worst;  // of its tensors; without a name where none is more to blame than others
+};
+FirstWrong first_wrong(const Trace& mine, const Trace& reference, const Tolerance& tolerance);
 
 // Of a dtype, contract 1 of the design: float64 1e-10; float32 loss 1e-5, norm and gradients 1e-4;
 // bfloat16 loss and norm 2e-2, whose single gradients are mostly rounding.
@@ -61,7 +71,8 @@ Run rehearse(const ShrunkRun& shrunk);
 Trace trace_as_threads(const ShrunkRun& shrunk);
 
 // The axis, or option, without which the layout agrees with one rank: "tp", "sequence_parallel";
-// several joined by "and" where each mends it; "" where none does.
+// several joined by "and" where each mends it; "processes" where ranks as threads agree; "" where
+// nothing mends it alone.
 std::string likely_cause(const ShrunkRun& shrunk, const Tolerance& tolerance);
 
 }  // namespace picotron

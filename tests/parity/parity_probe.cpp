@@ -5,7 +5,7 @@
 //   parity_probe train CONFIG OUT STEPS     STEPS: "1,20", or "-" for none
 //       OUT/gradients-S.safetensors         after step S, before clipping: every gradient, summed
 //                                           over the ranks and whole, under its Hugging Face name
-//       OUT/weights.safetensors             after the last step, in full precision
+//       OUT/weights.safetensors             after the last step, of any layout
 //   parity_probe logits MODEL TOKENS OUT DTYPE
 //       MODEL  a Hugging Face folder        TOKENS  a file with "ids", int64 [rows, columns]
 //       OUT    a file with "logits" [rows, columns, vocab]
@@ -13,7 +13,6 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -32,6 +31,7 @@
 #include "dist/launch.h"
 #include "model/huggingface_config.h"
 #include "model/llama.h"
+#include "train/trace.h"
 #include "train/train.h"
 
 namespace {
@@ -59,17 +59,6 @@ void write_tensors(const std::string& file, const std::map<std::string, at::Tens
   });
 }
 
-// The parameters' slices of a flat buffer of their layout.
-void write_flat(const std::string& file, const Parameters& parameters, const at::Tensor& flat) {
-  if (!log::speaks()) return;
-  std::map<std::string, at::Tensor> tensors;
-  for (const Parameter& parameter : parameters.list()) {
-    tensors[parameter.name] =
-        flat.narrow(0, parameter.offset, parameter.numel()).view(parameter.local_shape());
-  }
-  write_tensors(file, tensors);
-}
-
 int train_and_look(const std::string& config_file, const std::string& out, const std::string& steps,
                    const std::vector<std::string>& argv) {
   Config config = load_config(config_file);
@@ -78,18 +67,6 @@ int train_and_look(const std::string& config_file, const std::string& out, const
   const std::vector<int64_t> wanted = numbers(steps);
   std::filesystem::create_directories(out);
 
-  const TrainObserver observer{
-      .after_backward =
-          [&](int64_t step, const Parameters& parameters, const Gradients& gradients) {
-            if (std::find(wanted.begin(), wanted.end(), step) == wanted.end()) return;
-            const at::Tensor whole = gradients.flat().clone();
-            gradients.gather_values(whole);  // under ZeRO-1 each rank has the sum of its part alone
-            write_flat(fmt::format("{}/gradients-{}.safetensors", out, step), parameters, whole);
-          },
-      .at_end =
-          [&](const Parameters& parameters) {
-            write_flat(out + "/weights.safetensors", parameters, parameters.flat());
-          }};
   const LaunchOptions options{
       .world_size = static_cast<int>(world_size(config)),
       .ranks = config.distributed.ranks,
@@ -98,7 +75,14 @@ int train_and_look(const std::string& config_file, const std::string& out, const
       .argv = argv};
   return launch(options, [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
     const auto device = open_device({.use_cpu = true, .local_rank = local_rank});
-    train(run, rendezvous, *device, observer);
+    Trace trace;
+    train(run, rendezvous, *device, tracer(trace, config.training.total_train_steps));
+    if (rendezvous.global_rank != 0) return 0;
+    for (const int64_t step : wanted) {
+      write_tensors(fmt::format("{}/gradients-{}.safetensors", out, step),
+                    trace.steps.at(static_cast<size_t>(step - 1)).gradients);
+    }
+    write_tensors(out + "/weights.safetensors", trace.steps.back().weights);
     return 0;
   });
 }

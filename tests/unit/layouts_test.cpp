@@ -83,6 +83,7 @@ void expect_one_curve(const Layout& layout, DType dtype, OptimizerKind optimizer
       fmt::format("{:8.1e} {:8.1e} {:8.1e} {:8.1e}", d.loss, d.grad_norm, d.gradient.distance,
                   d.weight.distance);
   const Tolerance t = tolerance_of(dtype);
+  EXPECT_LE(d.initial.distance, t.initial) << d.initial.name;
   EXPECT_LE(d.loss, t.loss);
   EXPECT_LE(d.grad_norm, t.grad_norm);
   EXPECT_LE(d.gradient.distance, t.gradients) << d.gradient.name;
