@@ -4,11 +4,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <string_view>
 
 #include "core/config_table.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "train/layout.h"
+#include "train/run.h"
 
 namespace picotron {
 namespace {
@@ -88,6 +91,17 @@ std::string short_flags_help() {
     if (!field.flag.empty()) text += fmt::format("  --{:<26} {}\n", field.flag, field.description);
   }
   return text;
+}
+
+LaidOutModel read_layout(const std::string& file, std::span<const Override> overrides) {
+  LaidOutModel result{file.empty() ? config_from_flags(overrides, known_layout_sizes)
+                                   : load_config(file, overrides, known_layout_sizes),
+                      {}};
+  Config& config = result.config;
+  resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
+  result.architecture = resolve_architecture(config.model, vocabulary_of_data(config));
+  check_layout(config, layout_sizes(result.architecture));
+  return result;
 }
 
 }  // namespace picotron

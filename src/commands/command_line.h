@@ -7,6 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "core/config.h"
+#include "model/architectures.h"
+
 namespace picotron {
 
 // Reads `arguments` into `app`, whose name is the sub-command's. Returns the exit code where the
@@ -18,5 +21,13 @@ std::optional<int> parse(CLI::App& app, const std::vector<std::string>& argument
 // The short flags of the configuration's keys, "--dp", and their lines for a --help.
 std::vector<std::string> short_flags();
 std::string short_flags_help();
+
+// What verify, explain and plan start from: a layout and the model it is for, without its data.
+// `file` empty: what the flags say. Checked, environment resolved. Throws UserError.
+struct LaidOutModel {
+  Config config;
+  LlamaConfig architecture;
+};
+LaidOutModel read_layout(const std::string& file, std::span<const Override> overrides);
 
 }  // namespace picotron

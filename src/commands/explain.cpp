@@ -52,12 +52,9 @@ int explain_command(const std::vector<std::string>& arguments) {
   const std::vector<std::string> known = short_flags();
   if (const std::optional<int> done = parse(app, rest, known)) return *done;
 
-  Config config = file.empty() ? config_from_flags(overrides, known_layout_sizes)
-                               : load_config(file, overrides, known_layout_sizes);
-  resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
-  const LlamaConfig architecture = resolve_architecture(
-      config.model, config.model.vocab_size ? std::nullopt : std::optional<int64_t>(259));
-  check_layout(config, layout_sizes(architecture));
+  const LaidOutModel model = read_layout(file, overrides);
+  const Config& config = model.config;
+  const LlamaConfig& architecture = model.architecture;
   const std::vector<int64_t> ranks = chosen_ranks(rank, world_size(config));
   const DType dtype =
       config.model.dtype.value_or(cpu_has_fast_bfloat16() ? DType::bfloat16 : DType::float32);

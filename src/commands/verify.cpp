@@ -153,12 +153,9 @@ int verify_command(const std::vector<std::string>& arguments) {
   const std::vector<std::string> known = short_flags();
   if (const std::optional<int> done = parse(app, rest, known)) return *done;
 
-  Config config = file.empty() ? config_from_flags(overrides, known_layout_sizes)
-                               : load_config(file, overrides, known_layout_sizes);
-  resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
-  const LlamaConfig architecture = resolve_architecture(
-      config.model, config.model.vocab_size ? std::nullopt : std::optional<int64_t>(259));
-  check_layout(config, layout_sizes(architecture));
+  const LaidOutModel model = read_layout(file, overrides);
+  const Config& config = model.config;
+  const LlamaConfig& architecture = model.architecture;
   const std::vector<Check> checks = checks_of(config);
   const auto shrunk_for = [&](const Check& check) {
     return shrink(config, architecture, check.dtype, check.optimizer);

@@ -547,7 +547,7 @@ TEST(ConfigTest, TheWorld) {
   staged.distributed.pp_chunks = 2;
   EXPECT_NO_THROW(check_layout(staged, {.num_hidden_layers = 6}));
   for (const auto& [layers, remedy] :
-       {std::pair(5, "use pp_chunks 1 or less"), std::pair(2, "use pp_size 2 or less")}) {
+       {std::pair(5, "use pp_size 2 or less, or pp_chunks 1"), std::pair(2, "use pp_size 1")}) {
     try {
       check_layout(staged, {.num_hidden_layers = layers});
       FAIL();
