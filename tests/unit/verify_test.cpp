@@ -40,7 +40,7 @@ TEST_F(FirstWrongTest, IsNothingWhereRunsAgree) {
 }
 
 TEST_F(FirstWrongTest, IsAnInitialValueRatherThanItsConsequences) {
-  mine.initial.at(kName)[3][2] += 1e-3;
+  mine.initial.at(kName)[2][2] += 1e-3;
   mine.steps[0].loss *= 1.1;
   EXPECT_EQ(found().figure, "initial values");
   EXPECT_EQ(found().remark.substr(0, 7), "1 of 21");
@@ -49,11 +49,11 @@ TEST_F(FirstWrongTest, IsAnInitialValueRatherThanItsConsequences) {
 
 TEST_F(FirstWrongTest, NamesTheTensorAndItsElement) {
   at::Tensor& gradient = mine.steps[1].gradients.at(kName);
-  gradient[3][2] += 1e-3;
+  gradient[2][2] += 1e-3;
   mine.steps[2].loss *= 1.1;
   EXPECT_EQ(found().figure, "gradients of step 2");
   EXPECT_EQ(found().worst.name, kName);
-  EXPECT_EQ(found().worst.index, 3 * gradient.size(1) + 2);
+  EXPECT_EQ(found().worst.index, 2 * gradient.size(1) + 2);
 }
 
 TEST_F(FirstWrongTest, FindsAWrongScaleAndBlamesNoTensor) {
