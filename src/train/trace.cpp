@@ -1,4 +1,4 @@
-// Gathering at two moments of each step; the file has "2.gradient.NAME", "2.weight.NAME" and "loss".
+// Gathering at two moments of a step; the file has "2.gradient.NAME", "2.weight.NAME" and "loss".
 #include "train/trace.h"
 
 #include <ATen/ATen.h>

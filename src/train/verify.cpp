@@ -1,4 +1,4 @@
-// What is kept of a model when it is made small, what is compared, and how the guilty axis is found.
+// What is kept of a model that is made small, what is compared, and how the guilty axis is found.
 #include "train/verify.h"
 
 #include <ATen/ATen.h>
