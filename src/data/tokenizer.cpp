@@ -47,7 +47,7 @@ void check_token(int32_t token, int64_t vocab_size) {
 }
 
 // Words longer than any entry could be are cut in messages.
-std::string quoted(std::string_view word) {
+std::string in_quotes(std::string_view word) {
   return "\"" + replace_invalid_utf8(word.substr(0, 40)) + (word.size() > 40 ? "…\"" : "\"");
 }
 
@@ -134,7 +134,7 @@ int32_t WordTokenizer::token_of(const std::string& word) const {
     nearest += (i == 0 ? "" : i == 1 ? ", " : " or ") + near[i].second;
   }
   throw user_error("{} is not one of the {} words this tokenizer knows; near ones are {}",
-                   quoted(word), words_.size(), nearest);
+                   in_quotes(word), words_.size(), nearest);
 }
 
 std::vector<int32_t> WordTokenizer::encode(std::string_view text) const {
@@ -213,7 +213,7 @@ std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view kind) {
   if (kind == "bytes") return std::make_shared<ByteTokenizer>();
   if (kind == "builtin:stories") return story_tokenizer();
   throw user_error("tokenizer {} is not built yet; use \"bytes\" or \"builtin:stories\"",
-                   quoted(kind));
+                   in_quotes(kind));
 }
 
 }  // namespace picotron

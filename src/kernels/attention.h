@@ -45,8 +45,8 @@ void attention_backward_into(const AttentionGradients& into, const at::Tensor& d
                              const AttentionOutput& saved, bool causal, double scale,
                              std::source_location at = std::source_location::current());
 
-// The heads of a fused product [rows · columns, (heads + 2 key/value heads) · head_dim], as views of
-// it: [rows, heads, columns, head_dim].
+// The heads of a fused product [rows · columns, (heads + 2 key/value heads) · head_dim], as views
+// of it: [rows, heads, columns, head_dim].
 struct Heads {
   at::Tensor q, k, v;
 };

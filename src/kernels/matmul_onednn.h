@@ -10,7 +10,7 @@ namespace picotron {
 // Whether products of x are oneDNN's: bf16 and fp32 on a CPU that has the instructions.
 bool onednn_computes(const at::Tensor& x);
 
-// A bf16 or fp32 matrix without gaps, for callers of many small products: a view that costs nothing.
+// A bf16 or fp32 matrix without gaps, for many small products: a view that costs nothing.
 struct PlainMatrix {
   void* data;
   int64_t rows, columns;

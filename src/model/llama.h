@@ -29,7 +29,7 @@
 
 namespace picotron {
 
-// What one layer keeps between forward and backward. [tokens, …] of this rank; norms [tokens/sp, …].
+// What a layer keeps between forward and backward. [tokens, …] of this rank; norms [tokens/sp, …].
 struct LayerSaved {
   AddNormOutput input;        // the stream before the layer, normed, and its statistics
   at::Tensor qkv;             // rotated [(heads + 2 kv heads)/tp · head_dim]

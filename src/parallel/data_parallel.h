@@ -66,8 +66,8 @@ class Gradients {
                    At at = At::current());
   void contributed(const Weight& weight);
 
-  // While queueing, accumulate() only keeps (weight, dy, x); take_queue() returns what was kept, for
-  // accumulate() to multiply later.
+  // While queueing, accumulate() only keeps (weight, dy, x); take_queue() returns what was kept,
+  // for accumulate() to multiply later.
   struct Product {
     const Weight* weight;
     at::Tensor dy, x;

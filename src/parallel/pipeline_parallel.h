@@ -52,7 +52,7 @@ struct Stage {
   // `loss` (0-dim).
   virtual at::Tensor evaluate(int chunk, const TokenBatch& batch, const at::Tensor& x,
                               const at::Tensor& loss) = 0;
-  // A tensor to receive x or dy into: [tokens, hidden], under sequence parallel [tokens/tp, hidden].
+  // A tensor to receive x or dy in: [tokens, hidden], under sequence parallel [tokens/tp, hidden].
   virtual at::Tensor empty_input(const TokenBatch& batch) const = 0;
 };
 

@@ -54,8 +54,8 @@ struct ScheduleOptions {
   int virtual_stage(int chunk) const { return chunk * stages + stage; }
 };
 
-//   afab         GPipe (Huang et al. 2019): all forwards, then all backwards; keeps every microbatch
-//   1f1b         PipeDream-flush (Narayanan et al. 2021): as many forwards ahead as there are stages
+//   afab         GPipe (Huang et al. 2019): all forwards, all backwards; keeps every microbatch
+//   1f1b         PipeDream-flush (Narayanan et al. 2021): as many forwards ahead as stages are
 //                behind, then a backward after each forward; keeps at most `stages` microbatches
 //   interleaved  the same on virtual stages (Megatron-LM): the pipeline fills and empties `chunks`
 //                times faster, for as many times the messages; any number of microbatches

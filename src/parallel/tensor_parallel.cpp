@@ -23,7 +23,7 @@ void accumulate_bias(const Weight* bias, const at::Tensor& dy, Gradients& gradie
 }
 
 // Rows of a column-parallel output that are here. Heads that several ranks hold are cut over the
-// first of each such neighbours; each has a part of their gradient, for it has a part of the queries.
+// first of each such neighbours; each has a part of their gradient, having a part of the queries.
 Parameter column_shard(Parameter parameter, const Output& output, const TensorParallel& tp) {
   const Group& ranks = *tp.group;
   const int sharing = output.key_value ? tp.key_value->size() : 1;

@@ -47,7 +47,7 @@ struct TensorParallel {
   // Below, `tokens/sp` is tokens, or, under sequence parallel, my part of them.
   // x [tokens/sp, n] → [tokens, n].  identity, or all-gather
   Pending gather(const at::Tensor& x, At at = At::current()) const;
-  // x [tokens, n] partial(tp), overwritten → their sum [tokens/sp, n].  all-reduce, or reduce-scatter
+  // x [tokens, n] partial(tp), overwritten → the sum [tokens/sp, n].  all-reduce or reduce-scatter
   Pending reduce(const at::Tensor& x, At at = At::current()) const;
   // Over which ranks the gradient is partial of what sees tokens/sp: see Parameter.
   const Group* partial() const { return sequence_parallel ? group : nullptr; }
@@ -98,7 +98,7 @@ struct Norm {
                       Body body, const TensorParallel& tp);
   // x + delta, or x where delta is undefined, then the norm. All [tokens/sp, hidden].
   AddNormOutput forward(const at::Tensor& x, const at::Tensor& delta) const;
-  // `out` of forward. dy → gradient of the norm's input, plus residual_gradient where that is defined.
+  // `out` of forward. dy → gradient of the norm's input, plus residual_gradient where defined.
   at::Tensor backward(const at::Tensor& dy, const AddNormOutput& out,
                       const at::Tensor& residual_gradient, Gradients& gradients) const;
 };

@@ -34,8 +34,8 @@ struct VocabMatrix {
                              int64_t vocab, int64_t hidden, const TensorParallel& tp);
 };
 
-// Makes one parameter of embedding and head, where tied: one Weight with two uses where they are the
-// same; else copies on the first and the last of `stages`. Null: not on this stage.
+// Makes one parameter of embedding and head, where tied: one Weight with two uses where they are
+// the same; else copies on the first and the last of `stages`. Null: not on this stage.
 void tie(Parameters& parameters, Weight* embedding, Weight* head, const Group& stages);
 
 struct VocabParallelEmbedding : VocabMatrix {
@@ -48,8 +48,8 @@ struct VocabParallelEmbedding : VocabMatrix {
 struct VocabParallelHead : VocabMatrix {
   Body body = Body::fused;
 
-  // x [tokens/sp, hidden], targets int64 [tokens] → Σ of the tokens' losses, 0-dim fp32 (fp64), equal
-  // on every tp rank.
+  // x [tokens/sp, hidden], targets int64 [tokens] → Σ of the tokens' losses, 0-dim fp32 (fp64),
+  // equal on every tp rank.
   at::Tensor loss(const at::Tensor& x, const at::Tensor& targets) const;
 
   struct LossAndGradient {

@@ -1,6 +1,6 @@
-// From a configuration to a layout: the mesh's sizes, the layers of each stage, the schedule, what a
-// rank's model is made of. The loop builds from it, and `picotron plan` asks it the same questions
-// for every rank before any is started.
+// From a configuration to a layout: the mesh's sizes, the layers of each stage, the schedule, what
+// a rank's model is made of. The loop builds from it, and `picotron plan` asks it the same
+// questions for every rank before any is started.
 #pragma once
 #include <c10/core/Device.h>
 

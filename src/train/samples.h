@@ -19,7 +19,7 @@ std::vector<std::string> write_texts(Llama& model, const Tokenizer& tokenizer,
                                      SamplingOptions options);
 
 // Prints three texts by the model that a run has saved in `folder`, if it was trained on words we
-// can spell; nothing where the data are bare tokens, and for a large model the command that does it.
+// can spell; nothing where the data are bare tokens; for a large model the command that does it.
 // On rank 0, alone.
 void show_samples(const std::string& folder, const Run& run);
 

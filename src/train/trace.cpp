@@ -1,5 +1,5 @@
-// Gathering at two moments of each step; the file has "figures" (loss and norm of each), "initial.NAME",
-// "2.gradient.NAME" and "2.weight.NAME".
+// Gathering at two moments of each step; the file has "figures" (loss and norm of each),
+// "initial.NAME", "2.gradient.NAME" and "2.weight.NAME".
 #include "train/trace.h"
 
 #include <ATen/ATen.h>

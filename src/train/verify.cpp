@@ -1,5 +1,5 @@
-// What is kept of a model when it is made small, what is compared, which figure went wrong first, and
-// how the guilty axis is found.
+// What is kept of a model when it is made small, what is compared, which figure went wrong first,
+// and how the guilty axis is found.
 #include "train/verify.h"
 
 #include <ATen/ATen.h>

@@ -1,5 +1,5 @@
 // Does a layout train the model that one rank trains? Loss curves cannot tell: Adam hides a wrongly
-// scaled gradient, and rounding hides a small mistake. So a small model of the same structure is run
+// scaled gradient, and rounding a small mistake. So a small model of the same structure is run
 // in the layout and on one rank in float64, where every sum that is right agrees to 1e-10, and each
 // gradient and each updated weight is compared:
 //

@@ -1,6 +1,7 @@
 // One curve: in every layout each loss, norm, gradient and updated weight is that of one rank. In
 // float64 to 1e-10, three steps, with SGD and with AdamW; in float32 over twenty steps to 1e-5
-// (loss) and 1e-4 (norm, the first step's gradients). Ranks are threads; tests/parity/test_layouts.py tries some as processes.
+// (loss) and 1e-4 (norm, the first step's gradients). Ranks are threads;
+// tests/parity/test_layouts.py tries some as processes.
 //
 // A table of all is printed at the end of `./run test`. The quick set covers each feature once; suites named Slow
 // (./run test --all) hold the rest, up to 16 ranks.
