@@ -77,8 +77,7 @@ at::Tensor WholeTensors::whole(const std::string& name) {
       into.copy_(local_part(index));
       continue;
     }
-    const at::Tensor part =
-        into.is_contiguous() ? into : at::empty(into.sizes(), flat_.options());
+    const at::Tensor part = into.is_contiguous() ? into : at::empty(into.sizes(), flat_.options());
     receive(part, rank, mesh_.world).wait();
     if (!part.is_same(into)) into.copy_(part);
   }

@@ -1,5 +1,5 @@
-// picotron plan: who holds what, memory, bytes and waiting, before anything runs (train/plan.h); or,
-// with --search, the layouts of N ranks by the time a step would take (train/plan_search.h).
+// picotron plan: who holds what, memory, bytes and waiting, before anything runs (train/plan.h);
+// or, with --search, the layouts of N ranks by the time a step would take (train/plan_search.h).
 #include <fmt/format.h>
 
 #include <cstdlib>

@@ -120,7 +120,7 @@ std::string shard_of(const Distances::Worst& worst, const Trace& trace, const Co
   return "";
 }
 
-// What a failure is blamed on: what went wrong first, where it is worst, and the axis that brings it.
+// What a failure is blamed on: what went wrong first, where it is worst, the axis that brings it.
 void print_blame(const ShrunkRun& shrunk, const Trace& mine, const Trace& reference,
                  const Tolerance& tolerance) {
   const FirstWrong first = first_wrong(mine, reference, tolerance);

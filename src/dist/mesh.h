@@ -111,8 +111,8 @@ struct MeshOptions {
 Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
                const MeshOptions& options = {});
 
-// The mesh as make_mesh would give it to this rank, its groups without channels: for questions about
-// a layout that nobody has started (train/plan.h).
+// The mesh as make_mesh would give it to this rank, its groups without channels: for questions
+// about a layout that nobody has started (train/plan.h).
 Mesh describe_mesh(const AxisSizes& sizes, int global_rank, const MeshOptions& options = {});
 
 }  // namespace picotron

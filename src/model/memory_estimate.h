@@ -1,18 +1,18 @@
 // How much memory a rank needs, before anything is allocated. Bytes of each number that is kept:
 //
-//     dtype      weights  gradients  master  moments        master and moments: of the numbers that
-//     bfloat16   2        4          4       4 + 4          this rank owns, 1 / (dp·cp) of them under
-//     float32    4        4          -       4 + 4          ZeRO-1
+//     dtype      weights  gradients  master  moments        master and moments: of what
+//     bfloat16   2        4          4       4 + 4          this rank owns, 1 / (dp·cp) of it
+//     float32    4        4          -       4 + 4          under ZeRO-1
 //     float64    8        8          -       8 + 8
 //
 // Activations are what layers keep between forward and backward (LayerSaved in llama.h), of every
 // microbatch under way at the schedule's deepest point. A layer keeps for each token here
 //
-//     x, n1, mid, n2: 4 hidden / sp     qkv: (heads + 2 kv heads) · head_dim    out: heads · head_dim
+//     x, n1, mid, n2: 4 hidden / sp   qkv: (heads + 2 kv heads) · head_dim   out: heads · head_dim
 //     gate_up, act: 3 intermediate                 statistics: heads + 2 / sp, 4 bytes each
 //
-// selective recompute without out, its statistics and act, full recompute x alone; and then the
-// backward of one layer, or the head's chunk of logits, whichever is larger. See also Korthikanti et
+// selective recompute without out, its statistics and act, full recompute x alone; then the
+// backward of one layer, or the head's chunk of logits, whichever is larger. See Korthikanti et
 // al. 2022, "Reducing Activation Recomputation in Large Transformer Models". Plain numbers in and
 // out: no tensors here. Read next: train/plan.h, where the numbers come from.
 #pragma once

@@ -32,8 +32,8 @@ struct Volume {
   int64_t bytes;
 };
 
-// `reduced`: elements in the buckets of all ranks of one replica (pp · tp), padding included, as the
-// Parameter lists have them. Lines of axes that are not there are left out.
+// `reduced`: elements in the buckets of all ranks of one replica (pp · tp), padding included, as
+// the Parameter lists have them. Lines of axes that are not there are left out.
 std::vector<Volume> communication(const Config& config, const LlamaConfig& model,
                                   c10::ScalarType dtype, int64_t reduced);
 

@@ -26,8 +26,8 @@ AxisSizes axis_sizes(const Config& config);
 std::string layout_text(const Config& config);
 MeshOptions mesh_options(const Config& config, const LlamaConfig& architecture);
 
-// Multiply-adds of a token in the forward pass, of the whole sequence's mean token; backward has twice
-// as many of each.
+// Multiply-adds of a token in the forward pass, of the whole sequence's mean token; backward has
+// twice as many of each.
 struct TokenCosts {
   double layer = 0, attention = 0;  // attention: the part of a layer that is q·k and p·v
   double embedding = 0, head = 0;

@@ -1,12 +1,12 @@
-// A run before it runs: who holds what, how much memory, how many bytes, how long the pipeline waits.
+// A run before it runs: who holds what, how much memory, how many bytes, how long stages wait.
 //
-//     Config ─▶ layers, schedule, mesh (train/layout.h) ─▶ Llama on the meta device ─▶ Parameter lists
-//                     │                                                                    │
-//                     ▼                                                                    ▼
-//             schedule_check: timeline, bubble        memory_estimate: bytes by kind, communication
+//     Config ─▶ layers, schedule, mesh (layout.h) ─▶ Llama on the meta device ─▶ Parameter lists
+//                     │                                                              │
+//                     ▼                                                              ▼
+//             schedule_check: timeline, bubble    memory_estimate: bytes by kind, communication
 //
-// Weights are those of the Parameter lists themselves, which the model declares for each rank as in a
-// run; a tensor of the meta device has a shape and no memory. Read next: communication.h,
+// Weights are those of the Parameter lists themselves, which the model declares for each rank as in
+// a run; a tensor of the meta device has a shape and no memory. Read next: communication.h,
 // model/memory_estimate.h, plan_search.h; docs/planning.md shows it all on an example.
 #pragma once
 #include <string>

@@ -30,8 +30,8 @@ struct Candidate {
   double seconds() const { return compute + waiting + messages; }
 };
 
-// Valid layouts, quickest first, of equals the smaller. Of each mesh the quickest, and what is slower
-// only where it is a tenth smaller than all that are quicker.
+// Valid layouts, quickest first, of equals the smaller. Of each mesh the quickest, and what is
+// slower only where it is a tenth smaller than all that are quicker.
 std::vector<Candidate> search_layouts(const Config& config, const LlamaConfig& architecture,
                                       DType dtype, const SearchOptions& options);
 

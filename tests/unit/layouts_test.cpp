@@ -3,8 +3,8 @@
 // (loss) and 1e-4 (norm, the first step's gradients). Ranks are threads;
 // tests/parity/test_layouts.py tries some as processes.
 //
-// A table of all is printed at the end of `./run test`. The quick set covers each feature once; suites named Slow
-// (./run test --all) hold the rest, up to 16 ranks.
+// A table of all is printed at the end of `./run test`. The quick set covers each feature once;
+// suites named Slow (./run test --all) hold the rest, up to 16 ranks.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
