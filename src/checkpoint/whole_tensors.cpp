@@ -2,6 +2,7 @@
 #include "checkpoint/whole_tensors.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <iterator>
@@ -80,7 +81,10 @@ at::Tensor WholeTensors::whole(const std::string& name) {
     receive(part, rank, mesh_.world).wait();
     into.copy_(part);
   }
-  check(numel == result.numel(), "the shards of a tensor make the whole of it");
+  check(numel == result.numel(),
+        fmt::format("the shards of {} make the whole of it: of its {} elements, the ranks that "
+                    "count it in the norm hold {}",
+                    name, result.numel(), numel));
   return result;
 }
 

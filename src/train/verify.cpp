@@ -93,7 +93,8 @@ FirstWrong describe_tensors(const std::string& figure, const Trace::Tensors& min
     if (distance(a, b).distance <= tolerance) continue;
     const double before = std::exchange(factor, ((a * b).sum() / (b * b).sum()).item<double>());
     const double allowed = std::max(tolerance, 1e-12) * std::max(1.0, std::abs(factor));
-    scaled = scaled && (++wrong == 1 || std::abs(factor - before) <= allowed) &&
+    ++wrong;
+    scaled = scaled && (wrong == 1 || std::abs(factor - before) <= allowed) &&
              distance(a, factor * b).distance <= allowed;
   }
   FirstWrong result{.figure = figure,
