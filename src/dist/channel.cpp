@@ -20,10 +20,12 @@ LostRank closed() {
 
 }  // namespace
 
-Channel::Channel(c10::intrusive_ptr<c10d::Backend> backend, std::function<std::string()> diagnose)
+Channel::Channel(c10::intrusive_ptr<c10d::Backend> backend, std::function<std::string()> diagnose,
+                 Awaited awaited)
     : backend_(std::move(backend)),
       on_gloo_(backend_->getBackendName() == "gloo"),
       diagnose_(std::move(diagnose)),
+      awaited_(std::move(awaited)),
       thread_([this] { run(); }) {}
 
 Channel::~Channel() {

@@ -14,10 +14,12 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -38,16 +40,33 @@ struct LostRank : RunError {
   using RunError::RunError;
 };
 
+// The sequence of the record's entry that a rank cannot go on without; 0: it does not wait. Its
+// heartbeat tells the others, so that the one rank that does not wait is found.
+using Awaited = std::shared_ptr<std::atomic<uint64_t>>;
+
+class Waiting {
+ public:
+  Waiting(const Awaited& awaited, uint64_t sequence) : awaited_(awaited) { *awaited_ = sequence; }
+  ~Waiting() { *awaited_ = 0; }
+  Waiting(const Waiting&) = delete;
+  Waiting& operator=(const Waiting&) = delete;
+
+ private:
+  const Awaited awaited_;
+};
+
 class Channel {
  public:
   // `diagnose` names, in one sentence, the rank to blame for a failure; it may take two beats.
-  Channel(c10::intrusive_ptr<c10d::Backend> backend, std::function<std::string()> diagnose);
+  Channel(c10::intrusive_ptr<c10d::Backend> backend, std::function<std::string()> diagnose,
+          Awaited awaited = std::make_shared<std::atomic<uint64_t>>(0));
   ~Channel();  // abandons what is under way, without waiting for peers
   Channel(const Channel&) = delete;
   Channel& operator=(const Channel&) = delete;
 
   c10d::Backend& backend() { return *backend_; }
   bool on_gloo() const { return on_gloo_; }
+  const Awaited& awaited() const { return awaited_; }
 
   // A number for the messages of one exchange of a collective. Every member asks in the same order.
   int next_tag();
@@ -77,6 +96,7 @@ class Channel {
   const c10::intrusive_ptr<c10d::Backend> backend_;
   const bool on_gloo_;
   const std::function<std::string()> diagnose_;
+  const Awaited awaited_;
   int tag_ = 0;
 
   std::mutex mutex_;  // guards what follows

@@ -40,6 +40,7 @@ class Open {
   void end() const {
     if (recorder_ != nullptr) recorder_->end(sequence_);
   }
+  uint64_t sequence() const { return sequence_; }
 
  private:
   record::Recorder* recorder_;
@@ -133,7 +134,8 @@ Work in_background(const Group& group, const Staged& staged, const Open& open,
     job();
     open.end();
   });
-  return Work([done, staged] {
+  return Work([done, staged, awaited = group.channel->awaited(), sequence = open.sequence()] {
+    const Waiting waiting(awaited, sequence);
     done.get();
     staged.back();
   });
@@ -146,6 +148,7 @@ Work on_stream(const Group& group, const Open& open, std::vector<at::Tensor> kee
   c10::intrusive_ptr<c10d::Work> work;
   group.channel->guarded([&] { work = start(group.channel->backend()); });
   return Work([channel = group.channel, work, open, keep = std::move(keep)] {
+    const Waiting waiting(channel->awaited(), open.sequence());
     channel->guarded([&] { work->wait(); });
     open.end();
   });
@@ -332,6 +335,7 @@ Work send(const at::Tensor& x, int to, const Group& group, At at) {
   Channel::Pending pending;
   group.channel->post_send(pending, staged.host, to, kPointToPointTag);
   return Work([channel = group.channel, pending, staged, open] {
+    const Waiting waiting(channel->awaited(), open.sequence());
     channel->wait_for(pending);
     open.end();
   });
@@ -352,6 +356,7 @@ Work receive(const at::Tensor& x, int from, const Group& group, At at) {
   Channel::Pending pending;
   group.channel->post_receive(pending, staged.host, from, kPointToPointTag);
   return Work([channel = group.channel, pending, staged, open] {
+    const Waiting waiting(channel->awaited(), open.sequence());
     channel->wait_for(pending);
     staged.back();
     open.end();
@@ -370,6 +375,7 @@ Work send_receive(const SendReceive& messages, const Group& group, At at) {
     send_open.end();
     receive_open.end();
   };
+  const uint64_t sequence = receive_open.sequence();
   const std::shared_ptr<Channel> channel = group.channel;
   if (!channel->on_gloo()) {
     c10::intrusive_ptr<c10d::Work> work;
@@ -380,7 +386,8 @@ Work send_receive(const SendReceive& messages, const Group& group, At at) {
       channel->backend().recv(in, messages.from, kPointToPointTag);
       work = channel->backend().endCoalescing();
     });
-    return Work([channel, work, end, messages] {
+    return Work([channel, work, end, messages, sequence] {
+      const Waiting waiting(channel->awaited(), sequence);
       channel->guarded([&] { work->wait(); });
       end();
     });
@@ -389,7 +396,8 @@ Work send_receive(const SendReceive& messages, const Group& group, At at) {
   Channel::Pending pending;
   channel->post_receive(pending, staged_in.host, from, kPointToPointTag);
   channel->post_send(pending, staged_out.host, to, kPointToPointTag);
-  return Work([channel = channel.get(), pending, staged_out, staged_in, end] {
+  return Work([channel = channel.get(), pending, staged_out, staged_in, end, sequence] {
+    const Waiting waiting(channel->awaited(), sequence);
     channel->wait_for(pending);
     staged_in.back();
     end();

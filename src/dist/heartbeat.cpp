@@ -1,14 +1,16 @@
 // The thread that beats and reads the others' beats, and the verdict: the cause that a rank left
-// behind, else a silent rank, else the one that is behind.
+// behind, else a silent rank, else the one that is behind. A beat is a line of text with tabs.
 #include "dist/heartbeat.h"
 
 #include <fmt/format.h>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <sstream>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "dist/mesh.h"
@@ -36,22 +38,52 @@ struct Peer {
   std::string beat;           // as written, so that a change is a sign of life
   Clock::time_point changed;  // when it was last seen to change
   uint64_t sequence = 0;      // of its newest entry
-  std::string operation;      // "all_reduce over dp"
+  bool waits = false;         // for other ranks
+  std::string place;          // "tp 1, pp 0"; empty until it has made its mesh
+  std::string operation;  // that it waits for, else its newest: "all_reduce over tp, in forward …"
   bool ended = false;
   std::string error;  // why it ended; empty if as it should
 };
 
-std::string encode(uint64_t beats, const record::Entry& entry) {
-  const std::string axis =
-      entry.axis == record::Axis::none ? "" : fmt::format(" over {}", record::name_of(entry.axis));
-  return fmt::format("{} {} {}{}", beats, entry.sequence, entry.what, axis);
+// "receive over pp from rank 2, in forward of microbatch 1": an entry and the action that it is in.
+std::string describe(const record::Entry& entry, const std::vector<record::Entry>& all) {
+  std::string text = entry.what;
+  if (entry.kind == record::Kind::action)
+    return fmt::format("{} of microbatch {}", text, entry.shape[0]);
+  if (entry.axis != record::Axis::none)
+    text += fmt::format(" over {}", record::name_of(entry.axis));
+  if (entry.peer >= 0)
+    text += fmt::format(" {} rank {}", text.starts_with("send") ? "to" : "from", entry.peer);
+  const auto in = std::find_if(all.rbegin(), all.rend(), [&](const record::Entry& action) {
+    return action.kind == record::Kind::action && action.sequence < entry.sequence;
+  });
+  const bool goes_on = in != all.rend() && (in->end_ns == 0 || in->end_ns >= entry.begin_ns);
+  return goes_on ? fmt::format("{}, in {}", text, describe(*in, all)) : text;
+}
+
+std::string encode(uint64_t beats, const record::Recorder& recorder, uint64_t awaited,
+                   const std::string& place) {
+  const std::vector<record::Entry> all = recorder.entries();
+  if (all.empty()) return fmt::format("{}\t0\t0\t{}\t", beats, place);
+  const auto waited_for = std::find_if(all.begin(), all.end(), [&](const record::Entry& entry) {
+    return entry.sequence == awaited;
+  });
+  const record::Entry& what = waited_for == all.end() ? all.back() : *waited_for;
+  return fmt::format("{}\t{}\t{:d}\t{}\t{}", beats, all.back().sequence, awaited != 0, place,
+                     describe(what, all));
 }
 
 void decode(const std::string& beat, Peer& peer) {
   std::istringstream text(beat);
   uint64_t beats = 0;
-  text >> beats >> peer.sequence >> std::ws;
+  text >> beats >> peer.sequence >> peer.waits;
+  text.get();
+  std::getline(text, peer.place, '\t');
   std::getline(text, peer.operation);
+}
+
+std::string named(int rank, const std::string& place) {
+  return place.empty() ? fmt::format("rank {}", rank) : fmt::format("rank {} ({})", rank, place);
 }
 
 int64_t seconds(Clock::duration duration) {
@@ -63,6 +95,7 @@ int64_t seconds(Clock::duration duration) {
 struct Heartbeat::Shared {
   c10::intrusive_ptr<c10d::Store> store;  // this thread's own connection
   int rank = 0;
+  const std::shared_ptr<std::atomic<uint64_t>> awaited = std::make_shared<std::atomic<uint64_t>>(0);
 
   std::mutex mutex;  // guards what follows
   std::condition_variable changed;
@@ -71,7 +104,7 @@ struct Heartbeat::Shared {
   std::function<std::string(int)> place;
   Clock::time_point contact = Clock::now();  // the last time the store answered
   int asking = 0;                            // how many wait in diagnose()
-  bool leaving = false, stop = false, finished = false;
+  bool has_news = false, leaving = false, stop = false, finished = false;
   std::string error;  // of this rank, to be written when leaving
 
   std::thread thread;
@@ -88,9 +121,10 @@ void Heartbeat::Shared::run() {
   Clock::time_point next_beat = Clock::now();
   std::unique_lock lock(mutex);
   while (!stop) {
+    const bool news = std::exchange(has_news, false);
     lock.unlock();
     try {
-      if (Clock::now() >= next_beat) {
+      if (Clock::now() >= next_beat || news) {
         next_beat = Clock::now() + kBeat;
         write(++beats);
       }
@@ -102,7 +136,8 @@ void Heartbeat::Shared::run() {
     changed.notify_all();
     const bool glancing = asking > 0;
     const auto until = glancing ? Clock::now() + kGlance : next_beat;
-    changed.wait_until(lock, until, [&] { return stop || leaving || (asking > 0 && !glancing); });
+    changed.wait_until(lock, until,
+                       [&] { return stop || leaving || has_news || (asking > 0 && !glancing); });
     if (leaving) {
       leaving = false;
       const std::string text = error;
@@ -119,13 +154,13 @@ void Heartbeat::Shared::run() {
 }
 
 void Heartbeat::Shared::write(uint64_t beats) {
-  record::Entry newest;
+  std::string beat;
   {
     std::lock_guard lock(mutex);
     if (recorder == nullptr) return;
-    newest = recorder->newest();
+    beat = encode(beats, *recorder, *awaited, place ? place(rank) : "");
   }
-  store->set(beat_key(rank), encode(beats, newest));
+  store->set(beat_key(rank), beat);
 }
 
 void Heartbeat::Shared::read() {
@@ -150,8 +185,7 @@ void Heartbeat::Shared::read() {
 }
 
 std::string Heartbeat::Shared::name(int peer) const {
-  const std::string where = place ? place(peer) : "";
-  return where.empty() ? fmt::format("rank {}", peer) : fmt::format("rank {} ({})", peer, where);
+  return named(peer, place ? place(peer) : "");
 }
 
 // Causes before consequences.
@@ -172,7 +206,7 @@ std::string Heartbeat::Shared::verdict() {
         "rank 0 or the program that started the ranks is dead, stopped or cut off",
         seconds(now - contact));
   }
-  int silent = -1, done = -1, behind = rank;
+  int silent = -1, done = -1;
   for (int i = 0; i < static_cast<int>(peers.size()); ++i) {
     const Peer& peer = peers[static_cast<size_t>(i)];
     if (peer.ended) {
@@ -180,8 +214,6 @@ std::string Heartbeat::Shared::verdict() {
     } else if (i != rank && now - peer.changed > kSilent &&
                (silent < 0 || peer.changed < peers[static_cast<size_t>(silent)].changed)) {
       silent = i;
-    } else if (peer.sequence < peers[static_cast<size_t>(behind)].sequence) {
-      behind = i;
     }
   }
   if (silent >= 0) {
@@ -192,10 +224,19 @@ std::string Heartbeat::Shared::verdict() {
         name(silent), seconds(now - peer.changed), doing(peer));
   }
   if (done >= 0) return fmt::format("{} ended before the others", name(done));
-  const Peer& peer = peers[static_cast<size_t>(behind)];
-  if (behind == rank) return "the connection to another rank broke, though every rank is alive";
-  return fmt::format("{} is behind: it has begun {} operations, rank {} {}; {}", name(behind),
-                     peer.sequence, rank, peers[static_cast<size_t>(rank)].sequence, doing(peer));
+  const auto behind =
+      std::min_element(peers.begin(), peers.end(), [](const Peer& a, const Peer& b) {
+        return std::pair(a.waits, a.sequence) < std::pair(b.waits, b.sequence);
+      });
+  const Peer& mine = peers[static_cast<size_t>(rank)];
+  if (&*behind == &mine || (behind->waits && behind->sequence == mine.sequence))
+    return "the connection to another rank broke, though every rank is alive";
+  const std::string why =
+      behind->waits ? fmt::format("it waits for {}, and every rank waits", behind->operation)
+                    : doing(*behind);
+  return fmt::format("{} is behind: {}; {} waits for {}",
+                     name(static_cast<int>(behind - peers.begin())), why, name(rank),
+                     mine.operation);
 }
 
 Heartbeat::Heartbeat(const Rendezvous& rendezvous, const record::Recorder& recorder)
@@ -223,9 +264,15 @@ Heartbeat::~Heartbeat() {
   }
 }
 
+const std::shared_ptr<std::atomic<uint64_t>>& Heartbeat::awaited() const {
+  return shared_->awaited;
+}
+
 void Heartbeat::set_places(std::function<std::string(int)> place) {
   std::lock_guard lock(shared_->mutex);
   shared_->place = std::move(place);
+  shared_->has_news = true;  // so that a launcher knows the place of a rank that ends early
+  shared_->changed.notify_all();
 }
 
 std::string Heartbeat::diagnose() const {
@@ -248,6 +295,12 @@ void Heartbeat::leave(const std::string& error) {
   shared_->leaving = true;
   shared_->error = error;
   shared_->changed.notify_all();
+}
+
+LastSeen last_seen(c10d::Store& store, int rank) {
+  Peer peer;
+  if (store.check({beat_key(rank)})) decode(store.get_to_str(beat_key(rank)), peer);
+  return {named(rank, peer.place), peer.operation};
 }
 
 }  // namespace picotron

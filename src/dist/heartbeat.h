@@ -2,12 +2,15 @@
 // errors name ports, not ranks. So each rank has a heartbeat: a thread that every second writes to
 // the rendezvous store
 //
-//     beat/RANK = (count of beats, sequence of its newest record entry, operation, axis)
+//     beat/RANK = (count of beats, operations begun, does it wait for others, place, operation)
 //
 // and reads the others'. From what it has read:
 //
 //     a beat that stands still            that rank is dead, stopped, or cut off from the network
-//     all beat, one lowest sequence       that rank is alive and behind: the others wait for it
+//     all beat, one does not wait         that rank is alive and behind: the others wait for it
+//
+// Stages of a pipeline begin different numbers of operations, so only of ranks that are equal in
+// this does the lowest number tell who is behind.
 //
 // A rank that ends with an error writes the error in place of its last beat, so that the others can
 // repeat the cause instead of its consequence. Read next: core/record.h (the sequence),
@@ -15,6 +18,7 @@
 #pragma once
 #include <c10/util/intrusive_ptr.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -41,6 +45,8 @@ class Heartbeat {
   Heartbeat(const Heartbeat&) = delete;
   Heartbeat& operator=(const Heartbeat&) = delete;
 
+  // Where this rank's groups note what they wait for (dist/channel.h).
+  const std::shared_ptr<std::atomic<uint64_t>>& awaited() const;
   // How messages call the place of a rank in the mesh ("dp 1, tp 0").
   void set_places(std::function<std::string(int global_rank)> place);
   // Waits two beats, then says in one sentence which rank is to blame and what it was in.
@@ -52,5 +58,12 @@ class Heartbeat {
   struct Shared;  // with the thread, which may be left behind if the store never answers
   std::shared_ptr<Shared> shared_;
 };
+
+// What the store says of a rank, for a launcher: "rank 1 (tp 1, pp 0)", and its operation when it
+// last beat, "" where none was seen.
+struct LastSeen {
+  std::string name, operation;
+};
+LastSeen last_seen(c10d::Store& store, int rank);
 
 }  // namespace picotron

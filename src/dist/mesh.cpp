@@ -133,6 +133,8 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshO
   const auto diagnose = [heartbeat]() -> std::string {
     return heartbeat != nullptr ? heartbeat->diagnose() : "the connection to another rank failed";
   };
+  const Awaited awaited =
+      heartbeat != nullptr ? heartbeat->awaited() : std::make_shared<std::atomic<uint64_t>>(0);
   const BackendFactory backend = rendezvous.world_size == 1 ? BackendFactory()
                                  : rendezvous.backend       ? rendezvous.backend
                                                             : gloo_backend(rendezvous.address);
@@ -151,7 +153,7 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshO
                .rank = group.rank,
                .size = group.size(),
                .timeout = operation_timeout(rendezvous.timeout)}),
-          diagnose);
+          diagnose, awaited);
     } catch (const std::exception&) {
       throw run_error("the ranks did not meet within {} s: {}", rendezvous.timeout.count() / 1000,
                       diagnose());

@@ -21,6 +21,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "dist/environment.h"
+#include "dist/heartbeat.h"
 #include "dist/stop.h"
 
 extern char** environ;
@@ -182,14 +183,18 @@ class Family {
     if (!deadline_) deadline_ = Clock::now() + (code == 2 ? kGraceAfterUserError : kGrace);
     if (WIFSIGNALED(status)) {
       // Now, before the others find that they have lost it, which takes them two beats.
-      speak_once(fmt::format("rank {} was ended by signal {}{}", rank, WTERMSIG(status),
-                             hint(WTERMSIG(status))));
+      speak_once(rank,
+                 fmt::format("was ended by signal {}{}", WTERMSIG(status), hint(WTERMSIG(status))));
     } else {
-      speak_once(fmt::format("rank {} ended with exit code {}", rank, code));
+      speak_once(rank, fmt::format("ended with exit code {}", code));
     }
   }
-  void speak_once(const std::string& sentence) {
-    if (store_->add(kSpokenKey, 1) == 1) log::error(sentence);
+  void speak_once(int rank, const std::string& how) {
+    if (store_->add(kSpokenKey, 1) != 1) return;
+    const LastSeen seen = last_seen(*store_, rank);
+    log::error(fmt::format(
+        "{} {}{}", seen.name, how,
+        seen.operation.empty() ? "" : "; the last operation seen of it was " + seen.operation));
   }
 
   const c10::intrusive_ptr<c10d::TCPStore> store_;

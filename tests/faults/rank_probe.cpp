@@ -1,19 +1,26 @@
 // A small program in several ranks, for tests/faults/test_ranks.py: sums, and then does what it was
-// asked to do wrong.   rank_probe RANKS processes|threads TIMEOUT_SECONDS MODE [RANK]
+// asked to do wrong.   rank_probe RANKS processes|threads TIMEOUT_SECONDS MODE [RANK [LAYOUT]]
+// LAYOUT, as "tp2pp2": it trains a small model instead, and does wrong in the third step.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <memory>
+#include <span>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "core/error.h"
 #include "core/log.h"
 #include "dist/collectives.h"
 #include "dist/launch.h"
+#include "train/train.h"
+#include "train/verify.h"
 
 namespace {
 
@@ -26,6 +33,74 @@ void misbehave(const std::string& mode) {
   if (mode == "fail") throw run_error("cannot write out/file: no space left on device");
   if (mode == "torch") at::ones({2}).view({3});
   if (mode == "sleep") std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+// Reads rows, and in the third step keeps rank 0 a while, so that the others wait for it, each in
+// another operation. Meanwhile a rank is ended or stopped, or never comes back from reading.
+class Troubled : public Dataset {
+ public:
+  Troubled(std::unique_ptr<Dataset> rows, int64_t first_row, std::string mode, int victim)
+      : rows_(std::move(rows)), first_row_(first_row), mode_(std::move(mode)), victim_(victim) {}
+  const std::string& name() const override { return rows_->name(); }
+  int64_t seq_length() const override { return rows_->seq_length(); }
+  int64_t num_rows() const override { return rows_->num_rows(); }
+  std::string locate(int64_t row, int64_t column) const override {
+    return rows_->locate(row, column);
+  }
+  void read_row(int64_t row, std::span<int32_t> out) const override {
+    rows_->read_row(row, out);
+    if (row < first_row_ || done_.exchange(true)) return;
+    const int rank = record::current()->global_rank();
+    if (mode_ == "sleep") {
+      if (rank == victim_) misbehave(mode_);
+      return;
+    }
+    // Two beats, so that the others know what it waits for.
+    if (rank == victim_)
+      std::thread([mode = mode_] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2200));
+        misbehave(mode);
+      }).detach();
+    if (rank == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2700));
+  }
+
+ private:
+  const std::unique_ptr<Dataset> rows_;
+  const int64_t first_row_;
+  const std::string mode_;
+  const int victim_;
+  mutable std::atomic<bool> done_ = false;
+};
+
+int train_in(const std::string& layout, double timeout, const std::string& mode, int victim,
+             const Rendezvous& rendezvous) {
+  const auto size_of = [&](const char* axis) -> int64_t {
+    const size_t at = layout.find(axis);
+    return at == std::string::npos ? 1 : layout.at(at + 2) - '0';
+  };
+  Config config;
+  config.distributed = {.tp_size = size_of("tp"),
+                        .cp_size = size_of("cp"),
+                        .pp_size = size_of("pp"),
+                        .dp_size = size_of("dp"),
+                        .timeout_seconds = timeout};
+  config.training.micro_batch_size = 2;
+  config.training.gradient_accumulation_steps = 2;
+  const LlamaConfig model{.name = "test",
+                          .vocab_size = 64,
+                          .hidden_size = 64,
+                          .intermediate_size = 64,
+                          .num_hidden_layers = 2,
+                          .num_attention_heads = 4,
+                          .num_key_value_heads = 2,
+                          .head_dim = 8,
+                          .rms_norm_eps = 1e-5};
+  const ShrunkRun small = shrink(config, model, DType::float64, OptimizerKind::sgd);
+  Run run = rehearse(small);
+  run.datasets.train = std::make_unique<Troubled>(
+      std::move(run.datasets.train), 2 * global_batch_size(small.config), mode, victim);
+  train(run, rendezvous, *open_device({.use_cpu = true}));
+  return 0;
 }
 
 int rank_main(int ranks, const std::string& mode, int victim, const Rendezvous& rendezvous) {
@@ -60,12 +135,15 @@ int main(int argc, char** argv) {
   const int ranks = std::stoi(arguments.at(1));
   const std::string mode = arguments.at(4);
   const int victim = argc > 5 ? std::stoi(arguments[5]) : -1;
+  const std::string layout = argc > 6 ? arguments[6] : "";
   try {
     return launch({.world_size = ranks,
                    .ranks = arguments[2] == "threads" ? Ranks::threads : Ranks::processes,
                    .timeout = std::chrono::seconds(std::stoi(arguments[3])),
                    .argv = arguments},
                   [&](const Rendezvous& rendezvous, int, int) {
+                    if (!layout.empty())
+                      return train_in(layout, std::stod(arguments[3]), mode, victim, rendezvous);
                     return rank_main(ranks, mode, victim, rendezvous);
                   });
   } catch (const UserError& error) {
