@@ -146,8 +146,8 @@ def test_a_rank_that_is_behind_is_named(how):
 
 # What each rank waits for while rank 0 is late in a step of a layout of four.
 WAITS = {
-    ("tp2pp2", 1): ("tp 1, pp 0", "all_reduce over tp, in forward of microbatch 0"),
-    ("tp2pp2", 3): ("tp 1, pp 1", "receive over pp from rank 1, in receive_activation of microbatch 0"),
+    ("tp2pp2", 1): ("pp 0, tp 1", "all_reduce over tp, in forward of microbatch 0"),
+    ("tp2pp2", 3): ("pp 1, tp 1", "receive over pp from rank 1, in receive_activation of microbatch 0"),
     ("dp2cp2", 1): ("dp 0, cp 1", "receive over cp from rank 0, in forward of microbatch 0"),
     ("dp2cp2", 2): ("dp 1, cp 0", "reduce_scatter over dp_cp, in backward of microbatch 1"),
 }
@@ -169,7 +169,7 @@ def test_a_lost_rank_of_a_layout_is_named(layout, victim, mode):
 
 @pytest.mark.parametrize("how", ["processes", "threads"])
 @pytest.mark.parametrize("layout, victim, place", [
-    ("tp2pp2", 1, "tp 1, pp 0"), ("tp2pp2", 3, "tp 1, pp 1"), ("dp2cp2", 2, "dp 1, cp 0"),
+    ("tp2pp2", 1, "pp 0, tp 1"), ("tp2pp2", 3, "pp 1, tp 1"), ("dp2cp2", 2, "dp 1, cp 0"),
 ])
 def test_a_rank_of_a_layout_that_is_behind_is_named(layout, victim, place, how):
     code, _, err = finish(start(4, how, 6, "sleep", victim, layout), timeout=20)
