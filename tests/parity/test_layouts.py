@@ -111,12 +111,12 @@ def test_torchrun_trains_the_model_of_one_rank(tmp_path):
 
 @pytest.mark.slow
 def test_sixteen_ranks_start_soon(tmp_path):
-    """As processes, from the start of the program to the end of the first step. On two idle cores it takes a third."""
+    """As processes, from the start of the program to the end of the first step; the limit leaves room for other work."""
     flags = "--dp 2 --tp 2 --pp 2 --cp 2 --total_train_steps 1 --eval_interval 0"
     command = [runs.BINARY, "train", "--config", STORIES, *flags.split(), "--save_dir", tmp_path]
     begin = time.monotonic()
     with subprocess.Popen([*map(str, command)], env=runs.ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
-        first = next(line for line in process.stdout if line.startswith("Step: 1 "))
+        first = next(line for line in process.stdout if "Step: 1 " in line)
         seconds = time.monotonic() - begin
         process.stdout.read()
     assert process.returncode == 0 and "Loss" in first
