@@ -19,7 +19,7 @@ QUICK = {
     "dp2 tp2": "--dp 2 --tp 2",
     "pp2 tied": f"--pp 2 {TIED}",
     "cp2": "--cp 2",
-    "tp2 pp2 zero bubble, tied": f"--tp 2 --pp 2 --pp_engine zb_h1 {TIED}",
+    "tp2 pp2 zero bubble, tied": f"--tp 2 --pp 2 --pp_engine zb-h1 {TIED}",
 }
 SLOW = {
     "tp2": f"--tp 2 {TIED}",
@@ -35,7 +35,7 @@ SLOW = {
     "dp2 tp2, recompute full": "--dp 2 --tp 2 --recompute full --sequence_parallel true",
     "cp2 pp2, recompute selective": "--cp 2 --pp 2 --recompute selective",
     "dp2 tp2 pp2": f"--dp 2 --tp 2 --pp 2 {TIED}",
-    "tp2 pp2 cp2": f"--tp 2 --pp 2 --cp 2 --pp_engine zb_h1 {UNTIED}",
+    "tp2 pp2 cp2": f"--tp 2 --pp 2 --cp 2 --pp_engine zb-h1 {UNTIED}",
     "dp2 tp2 pp2, pipeline outermost": f"--dp 2 --tp 2 --pp 2 --mesh_order pp-dp-cp-tp {TIED}",
     "dp2 tp2 pp2 cp2": f"--dp 2 --tp 2 --pp 2 --cp 2 --sequence_parallel true {TIED}",
 }

@@ -14,7 +14,7 @@
 namespace picotron {
 namespace {
 
-constexpr int64_t kTokens = 11;
+constexpr int64_t kTokens = 12;  // what tp divides, for sequence parallel
 
 at::Tensor random(at::IntArrayRef sizes, uint64_t seed) {
   return random_tensor(sizes, at::kDouble, seed);
@@ -60,13 +60,20 @@ void run_tp(int ranks, const std::function<void(const Mesh&)>& body) {
 struct Case {
   int ranks;
   bool has_bias;
+  bool sequence_parallel = false;
 };
+
+// The tokens of x between layers: all, or under sequence parallel this rank's.
+at::Tensor tokens_of(const at::Tensor& x, const Mesh& mesh, bool sequence_parallel) {
+  const int64_t parts = sequence_parallel ? mesh.tp.size() : 1;
+  return x.chunk(parts, 0)[static_cast<size_t>(sequence_parallel ? mesh.tp.rank : 0)].contiguous();
+}
 
 class TensorParallelTest : public ::testing::TestWithParam<Case> {};
 
 // q, k, v of 5, 3 and 4 rows: side by side on each rank lie its own rows of all three.
 TEST_P(TensorParallelTest, ColumnParallelIsThePlainLayerCutByRows) {
-  const auto [ranks, has_bias] = GetParam();
+  const auto [ranks, has_bias, cuts_tokens] = GetParam();
   const std::array<int64_t, 3> rows = {5, 3, 4};
   constexpr int64_t kIn = 7;
   std::vector<at::Tensor> whole;
@@ -85,10 +92,12 @@ TEST_P(TensorParallelTest, ColumnParallelIsThePlainLayerCutByRows) {
       inputs);
   const std::vector<at::Tensor> expected = plain.pullback(dy);
 
-  run_tp(ranks, [&, bias](const Mesh& mesh) {
+  run_tp(ranks, [&, bias, sp = cuts_tokens](const Mesh& mesh) {
     Parameters parameters;
     const auto layer = ColumnParallelLinear::declare(
-        parameters, "l.", {{"q", rows[0]}, {"k", rows[1]}, {"v", rows[2]}}, kIn, bias, mesh);
+        parameters, "l.", {{"q", rows[0]}, {"k", rows[1]}, {"v", rows[2]}}, kIn, bias,
+        TensorParallel(mesh, sp));
+    const at::Tensor my_x = tokens_of(x, mesh, sp);
     fill(parameters, whole);
     EXPECT_EQ(parameters.list()[1].name, "l.k.weight");
     EXPECT_EQ(parameters.list()[1].fan_in, kIn);
@@ -106,8 +115,10 @@ TEST_P(TensorParallelTest, ColumnParallelIsThePlainLayerCutByRows) {
     Gradients gradients(parameters, mesh.dp_cp, mesh.world, {});
     gradients.begin_step(2);
     for (int microbatch = 0; microbatch < 2; ++microbatch) {
-      EXPECT_LT(distance(layer.forward(x), mine(plain.output)), kJudge);
-      EXPECT_LT(distance(layer.backward(mine(dy) / 2, x, gradients), expected.back() / 2), kJudge);
+      EXPECT_LT(distance(layer.forward(my_x), mine(plain.output)), kJudge);
+      EXPECT_LT(distance(layer.backward(mine(dy) / 2, my_x, gradients),
+                         tokens_of(expected.back() / 2, mesh, sp)),
+                kJudge);
     }
     gradients.finish();
     expect_gradients(parameters, {expected.begin(), expected.end() - 1});
@@ -115,7 +126,7 @@ TEST_P(TensorParallelTest, ColumnParallelIsThePlainLayerCutByRows) {
 }
 
 TEST_P(TensorParallelTest, RowParallelIsThePlainLayerCutByColumns) {
-  const auto [ranks, has_bias] = GetParam();
+  const auto [ranks, has_bias, cuts_tokens] = GetParam();
   const bool bias = has_bias;
   constexpr int64_t kIn = 10, kOut = 7;
   std::vector<at::Tensor> whole = {random({kOut, kIn}, 1)};
@@ -131,17 +142,19 @@ TEST_P(TensorParallelTest, RowParallelIsThePlainLayerCutByColumns) {
       inputs);
   const std::vector<at::Tensor> expected = plain.pullback(dy);
 
-  run_tp(ranks, [&, bias](const Mesh& mesh) {
+  run_tp(ranks, [&, bias, sp = cuts_tokens](const Mesh& mesh) {
     Parameters parameters;
-    const auto layer = RowParallelLinear::declare(parameters, "l", kOut, kIn, bias, mesh);
+    const auto layer =
+        RowParallelLinear::declare(parameters, "l", kOut, kIn, bias, TensorParallel(mesh, sp));
     fill(parameters, whole);
     EXPECT_EQ(parameters.list()[0].fan_in, kIn) << "of the whole tensor, not of the shard";
     const Shard shard = shard_of(1, kIn, mesh.tp);
     const at::Tensor mine = part_of(x, shard).contiguous();
     Gradients gradients(parameters, mesh.dp_cp, mesh.world, {});
     gradients.begin_step(1);
-    EXPECT_LT(distance(layer.forward(mine), plain.output), kJudge);
-    EXPECT_LT(distance(layer.backward(dy, mine, gradients), part_of(expected.back(), shard)),
+    EXPECT_LT(distance(layer.forward(mine), tokens_of(plain.output, mesh, sp)), kJudge);
+    EXPECT_LT(distance(layer.backward(tokens_of(dy, mesh, sp), mine, gradients),
+                       part_of(expected.back(), shard)),
               kJudge);
     gradients.finish();
     expect_gradients(parameters, {expected.begin(), expected.end() - 1});
@@ -154,11 +167,56 @@ TEST_P(TensorParallelTest, RowParallelIsThePlainLayerCutByColumns) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, TensorParallelTest,
                          ::testing::Values(Case{1, false}, Case{1, true}, Case{2, true},
-                                           Case{3, false}, Case{3, true}),
+                                           Case{3, false}, Case{3, true}, Case{1, true, true},
+                                           Case{2, false, true}, Case{3, true, true}),
                          [](const auto& test) {
                            return std::to_string(test.param.ranks) +
-                                  (test.param.has_bias ? "RanksBias" : "Ranks");
+                                  (test.param.has_bias ? "RanksBias" : "Ranks") +
+                                  (test.param.sequence_parallel ? "SequenceParallel" : "");
                          });
+
+// Four ranks, two key/value heads of 3 rows: neighbours hold the same one, and each gets from its
+// own queries a part of that head's gradient.
+TEST(TensorParallelSharedHeadTest, NeighboursHoldOneHeadAndSumItsGradient) {
+  constexpr int64_t kIn = 5, kQueries = 8, kHead = 3;
+  const std::vector<at::Tensor> whole = {random({kQueries, kIn}, 1), random({2 * kHead, kIn}, 2)};
+  const at::Tensor x = random({kTokens, kIn}, 3);
+  // What each rank's queries and its copy of a head give: dy of rank r.
+  std::vector<at::Tensor> dy;
+  for (uint64_t r = 0; r < 4; ++r) dy.push_back(random({kTokens, kQueries / 4 + kHead}, 10 + r));
+  const VjpResult plain = vjp(
+      [&](const std::vector<at::Tensor>& in) {
+        at::Tensor sum = at::zeros({}, at::kDouble);
+        for (int64_t r = 0; r < 4; ++r) {
+          const at::Tensor w =
+              at::cat({in[0].narrow(0, r * 2, 2), in[1].narrow(0, r / 2 * kHead, kHead)});
+          sum = sum + (in[2].matmul(w.t()) * dy[static_cast<size_t>(r)]).sum();
+        }
+        return sum;
+      },
+      {whole[0], whole[1], x});
+  const std::vector<at::Tensor> expected = plain.pullback(at::ones({}, at::kDouble));
+  testing::run_ranks(4, [&](const Rendezvous& rendezvous) {
+    const at::NoGradGuard backward_is_written_out;
+    const Mesh mesh = make_mesh({.tp = 4}, rendezvous, {.key_value_sharing = 2});
+    Parameters parameters;
+    const auto layer = ColumnParallelLinear::declare(
+        parameters, "l.", {{"q", kQueries}, {"k", 2 * kHead, /*key_value=*/true}}, kIn, false,
+        mesh);
+    fill(parameters, whole);
+    EXPECT_EQ(parameters.list()[1].shard.begin, mesh.tp.rank / 2 * kHead);
+    EXPECT_EQ(parameters.list()[1].counts_in_norm, mesh.tp.rank % 2 == 0);
+    Gradients gradients(parameters, mesh.dp_cp, mesh.world, {});
+    gradients.begin_step(1);
+    const at::Tensor dx = layer.backward(dy[static_cast<size_t>(mesh.tp.rank)], x, gradients);
+    EXPECT_LT(distance(dx, expected[2]), kJudge);
+    gradients.finish();
+    expect_gradients(parameters, {expected[0], expected[1]});
+    const at::Tensor norm = (expected[0].square().sum() + expected[1].square().sum()).sqrt();
+    EXPECT_LT(distance(gradients.norm(), norm), kJudge) << "each element counts once";
+    barrier(mesh.world);
+  });
+}
 
 TEST(TensorParallelNormTest, IsThePlainNormWithItsResiduals) {
   constexpr int64_t kHidden = 19;
@@ -204,6 +262,34 @@ TEST(TensorParallelNormTest, IsThePlainNormWithItsResiduals) {
       });
     }
   }
+}
+
+// Each rank has its tokens; the weight's gradient is summed over tp.
+TEST(TensorParallelNormTest, UnderSequenceParallelRanksShareTheTokens) {
+  constexpr int64_t kHidden = 7;
+  const at::Tensor x = random({kTokens, kHidden}, 1), weight = random({kHidden}, 2);
+  const at::Tensor dy = random({kTokens, kHidden}, 3);
+  const VjpResult plain = vjp(
+      [&](const std::vector<at::Tensor>& in) {
+        return in[0] * at::rsqrt(in[0].square().mean(-1, true) + 1e-5) * in[1];
+      },
+      {x, weight});
+  const std::vector<at::Tensor> expected = plain.pullback(dy);
+  run_tp(3, [&](const Mesh& mesh) {
+    Parameters parameters;
+    const Norm norm = Norm::declare(parameters, "norm", kHidden, 1e-5, Body::fused,
+                                    TensorParallel(mesh, /*cut_tokens=*/true));
+    fill(parameters, {weight});
+    Gradients gradients(parameters, mesh.dp_cp, mesh.world, {});
+    gradients.begin_step(1);
+    const AddNormOutput out = norm.forward(tokens_of(x, mesh, true), {});
+    EXPECT_LT(distance(out.y, tokens_of(plain.output, mesh, true)), kJudge);
+    const at::Tensor dx = norm.backward(tokens_of(dy, mesh, true), out, {}, gradients);
+    EXPECT_LT(distance(dx, tokens_of(expected[0], mesh, true)), kJudge);
+    gradients.finish();
+    expect_gradients(parameters, {expected[1]});
+    EXPECT_LT(distance(gradients.norm(), expected[1].norm()), kJudge);
+  });
 }
 
 TEST(TensorParallelShardTest, ShardsCoverASizeOnceUnevenWhereTheyMust) {

@@ -151,6 +151,43 @@ TEST_P(VocabParallelTest, AConstantAddedToAllLogitsChangesNothing) {
   });
 }
 
+// Of the stream each rank has its tokens, of the ids and the loss all.
+TEST_P(VocabParallelTest, UnderSequenceParallelTheStreamIsCut) {
+  constexpr int64_t kTokens = 30;
+  const at::Tensor table = random_tensor({kVocab, kHidden}, at::kDouble, 1);
+  const at::Tensor ids = ids_of(kTokens, 2), targets = ids_of(kTokens, 3);
+  // Embedding and head are one matrix here, so that one gradient shows both.
+  const VjpResult plain = vjp(
+      [&](const std::vector<at::Tensor>& in) {
+        const at::Tensor logits = in[0].index_select(0, ids).matmul(in[0].t());
+        return -logits.log_softmax(-1).gather(1, targets.unsqueeze(1)).sum();
+      },
+      {table});
+  const at::Tensor expected = plain.pullback(at::ones({}, at::kDouble))[0];
+  run([&](const Mesh& mesh) {
+    Parameters parameters;
+    const VocabMatrix matrix = VocabMatrix::declare(parameters, "e", Role::embedding, kVocab,
+                                                    kHidden, TensorParallel(mesh, true));
+    tie(parameters, matrix.weight, matrix.weight, mesh.tied);
+    const VocabParallelEmbedding embedding = {matrix};
+    const VocabParallelHead head = {matrix, Body::fused};
+    parameters.allocate(at::kDouble);
+    const Parameter& parameter = parameters.list()[0];
+    parameter.value.copy_(mine(table, parameter));
+    Gradients gradients(parameters, mesh.dp_cp, mesh.world, {});
+    gradients.begin_step(1);
+    const at::Tensor x = embedding.forward(ids);
+    const int64_t tokens = kTokens / mesh.tp.size();
+    EXPECT_TRUE(same_bits(x, table.index_select(0, ids).narrow(0, mesh.tp.rank * tokens, tokens)));
+    const auto result = head.loss_and_gradient(x, targets, 1, gradients);
+    EXPECT_LT(distance(result.loss, plain.output), kJudge);
+    EXPECT_EQ(result.dx.size(0), tokens);
+    embedding.backward(result.dx, ids, gradients);
+    gradients.finish();
+    EXPECT_LT(distance(parameter.gradient, mine(expected, parameter)), kJudge);
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Ranks, VocabParallelTest, ::testing::Values(1, 2, 3));
 
 }  // namespace
