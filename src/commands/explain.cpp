@@ -11,7 +11,6 @@
 #include "core/config.h"
 #include "core/error.h"
 #include "core/log.h"
-#include "kernels/matmul.h"
 #include "train/explain.h"
 #include "train/layout.h"
 
@@ -56,8 +55,7 @@ int explain_command(const std::vector<std::string>& arguments) {
   const Config& config = model.config;
   const LlamaConfig& architecture = model.architecture;
   const std::vector<int64_t> ranks = chosen_ranks(rank, world_size(config));
-  const DType dtype =
-      config.model.dtype.value_or(cpu_has_fast_bfloat16() ? DType::bfloat16 : DType::float32);
+  const DType dtype = planned_dtype(config);
   const ShrunkRun shrunk = shrink(config, architecture, dtype, config.training.optimizer);
 
   const LlamaConfig& small = shrunk.architecture;

@@ -16,7 +16,6 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "dist/launch.h"
-#include "kernels/matmul.h"
 #include "train/layout.h"
 #include "train/verify.h"
 
@@ -34,8 +33,7 @@ struct Check {
 };
 
 std::vector<Check> checks_of(const Config& config) {
-  const DType own =
-      config.model.dtype.value_or(cpu_has_fast_bfloat16() ? DType::bfloat16 : DType::float32);
+  const DType own = planned_dtype(config);
   std::vector<Check> checks = {{DType::float64, OptimizerKind::adamw},
                                {DType::float64, OptimizerKind::sgd}};
   if (own != DType::float64) checks.push_back({own, config.training.optimizer});
@@ -103,17 +101,14 @@ void print_table(const Distances& d, const Tolerance& t) {
 std::string shard_of(const Distances::Worst& worst, const Trace& trace, const Config& config) {
   const auto parts = trace.parts.find(worst.name);
   if (parts == trace.parts.end()) return "";
-  std::vector<int64_t> shape = trace.steps.front().weights.at(worst.name).sizes().vec();
+  const std::vector<int64_t> shape = trace.steps.front().weights.at(worst.name).sizes().vec();
   for (const auto& [rank, shard] : parts->second) {
     int64_t inner = 1;
     for (size_t dim = static_cast<size_t>(shard.dim) + 1; dim < shape.size(); ++dim)
       inner *= shape[dim];
     const int64_t place = worst.index / inner % shape[static_cast<size_t>(shard.dim)];
     if (place < shard.begin || place >= shard.end) continue;
-    const Distributed& d = config.distributed;
-    const AxisSizes sizes{static_cast<int>(d.dp_size), static_cast<int>(d.pp_size),
-                          static_cast<int>(d.cp_size), static_cast<int>(d.tp_size)};
-    const std::string where = place_of(rank, sizes, d.mesh_order);
+    const std::string where = place_of(rank, axis_sizes(config), config.distributed.mesh_order);
     return fmt::format("{} [{}, {}) of dim {}, on rank {}{}", worst.name, shard.begin, shard.end,
                        shard.dim, rank, where.empty() ? "" : " (" + where + ")");
   }

@@ -106,22 +106,11 @@ std::string cut(const std::string& drawing, size_t columns) {
 
 }  // namespace
 
-c10::ScalarType scalar_type_of(DType dtype) {
-  if (dtype == DType::float64) return at::kDouble;
-  return dtype == DType::float32 ? at::kFloat : at::kBFloat16;
-}
-
 std::string bytes_text(double bytes) {
   constexpr const char* units[] = {"B", "kB", "MB", "GB", "TB", "PB"};
   size_t unit = 0;
   for (; bytes >= 1000 && unit + 1 < std::size(units); ++unit) bytes /= 1000;
   return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.3g} {}", bytes, units[unit]);
-}
-
-DType planned_dtype(const Config& config) {
-  const bool quick = config.distributed.use_cpu == false || cpu_has_fast_bfloat16();
-  const DType asked = config.model.dtype.value_or(quick ? DType::bfloat16 : DType::float32);
-  return asked == DType::bfloat16 && !quick ? DType::float32 : asked;
 }
 
 Inventory take_inventory(const Config& config, const LlamaConfig& architecture, int stage,

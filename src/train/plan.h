@@ -52,9 +52,6 @@ struct Plan {
   ScheduleReport schedule;
 };
 
-// What a run on this machine would compute in (train/run.h decides when it starts).
-DType planned_dtype(const Config& config);
-
 Plan make_plan(const Config& config, const LlamaConfig& architecture, DType dtype);
 std::string describe(const Plan& plan);
 
@@ -66,7 +63,6 @@ RankShape rank_shape(const Config& config, const LlamaConfig& architecture, DTyp
 // Of the schedule's actions, for virtual stages of this model.
 ActionCosts action_costs(const Config& config, const LlamaConfig& architecture);
 
-c10::ScalarType scalar_type_of(DType dtype);
 std::string bytes_text(double bytes);  // "1.74 GB", "12.3 MB"
 
 }  // namespace picotron

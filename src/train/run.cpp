@@ -13,35 +13,22 @@
 namespace picotron {
 namespace {
 
-c10::ScalarType resolve_dtype(const Config& config, bool on_gpu,
-                              std::vector<std::string>& warnings) {
-  const bool fast_bfloat16 = on_gpu || cpu_has_fast_bfloat16();
-  switch (config.model.dtype.value_or(fast_bfloat16 ? DType::bfloat16 : DType::float32)) {
-    case DType::float64:
-      if (on_gpu)
-        throw user_error("model.dtype float64 is for tests on a CPU; set distributed.use_cpu true");
-      return c10::kDouble;
-    case DType::float32:
-      return c10::kFloat;
-    case DType::bfloat16:
-      if (fast_bfloat16) return c10::kBFloat16;
-      warnings.emplace_back(
-          "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 would be slower: computing in "
-          "float32");
-      return c10::kFloat;
+DType resolve_dtype(const Config& config, bool on_gpu, std::vector<std::string>& warnings) {
+  if (on_gpu && config.model.dtype == DType::float64)
+    throw user_error("model.dtype float64 is for tests on a CPU; set distributed.use_cpu true");
+  const DType dtype = planned_dtype(config, on_gpu);
+  if (config.model.dtype == DType::bfloat16 && dtype != DType::bfloat16) {
+    warnings.emplace_back(
+        "this CPU has neither AVX512-BF16 nor AMX, so bfloat16 would be slower: computing in "
+        "float32");
   }
-  throw BrokenInvariant("every dtype is handled");
-}
-
-DType dtype_of(c10::ScalarType type) {
-  if (type == c10::kDouble) return DType::float64;
-  return type == c10::kBFloat16 ? DType::bfloat16 : DType::float32;
+  return dtype;
 }
 
 // A run that cannot fit is refused before it has made the machine swap or lost a rank to the
 // kernel. Activations are known only about, so they alone must exceed the memory twice.
-void check_memory(const Run& run) {
-  const MemoryEstimate need = most_memory(run.config, run.architecture, dtype_of(run.dtype));
+void check_memory(const Run& run, DType dtype) {
+  const MemoryEstimate need = most_memory(run.config, run.architecture, dtype);
   const double fixed = need.fixed();
   const double memory =
       static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
@@ -54,6 +41,17 @@ void check_memory(const Run& run) {
 }
 
 }  // namespace
+
+DType planned_dtype(const Config& config, bool on_gpu) {
+  const bool quick = on_gpu || cpu_has_fast_bfloat16();
+  const DType asked = config.model.dtype.value_or(quick ? DType::bfloat16 : DType::float32);
+  return asked == DType::bfloat16 && !quick ? DType::float32 : asked;
+}
+
+c10::ScalarType scalar_type_of(DType dtype) {
+  if (dtype == DType::float64) return c10::kDouble;
+  return dtype == DType::float32 ? c10::kFloat : c10::kBFloat16;
+}
 
 std::optional<int64_t> vocabulary_of_data(const Config& config) {
   if (config.dataset.tokenizer == "bytes") return 256;
@@ -99,8 +97,9 @@ Run prepare_run(const Config& config, bool on_gpu) {
   // Stages that wait for each other in a circle would hang: proved not to before any is started.
   const ScheduleOptions schedule = schedule_options(config, 0);
   check_schedules(all_stages(schedule), schedule, Delivery::rendezvous);
-  run.dtype = resolve_dtype(config, on_gpu, run.warnings);
-  if (!on_gpu) check_memory(run);
+  const DType dtype = resolve_dtype(config, on_gpu, run.warnings);
+  run.dtype = scalar_type_of(dtype);
+  if (!on_gpu) check_memory(run, dtype);
   run.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");
   return run;
 }

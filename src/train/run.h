@@ -27,6 +27,14 @@ struct Run {
 // The data may live on another machine, so only what needs no file is asked.
 std::optional<int64_t> vocabulary_of_data(const Config& config);
 
+// What a run computes in: the config's dtype, or the one that is quick there; float32 instead of a
+// bfloat16 that would be slower. Before a device is opened, `on_gpu` is what the config says.
+DType planned_dtype(const Config& config, bool on_gpu);
+inline DType planned_dtype(const Config& config) {
+  return planned_dtype(config, config.distributed.use_cpu == false);
+}
+c10::ScalarType scalar_type_of(DType dtype);
+
 // `on_gpu`: whether the ranks compute on one. Says nothing itself, for every rank calls it.
 // Throws UserError.
 Run prepare_run(const Config& config, bool on_gpu);

@@ -68,7 +68,7 @@ std::vector<TokenBatch> next_batches(const BatchLoader& loader, int64_t step, at
   std::vector<TokenBatch> batches;
   for (const Microbatch& m : loader.next(step)) {
     const auto on_device = [&](const std::vector<int64_t>& values) {
-      return at::tensor(values, at::kLong).to(device);
+      return at::tensor(values, at::kLong).to(at::TensorOptions(device), /*non_blocking=*/true);
     };
     batches.push_back({m.rows, m.columns, on_device(m.input_ids), on_device(m.target_ids),
                        on_device(m.position_ids).repeat({m.rows})});
@@ -122,11 +122,12 @@ std::string save_model(const Llama& model, const Run& run, const Mesh& mesh, int
 // a signal asked this one to stop, and what each has sent.
 at::Tensor sum_over_world(const at::Tensor& loss, const record::Bytes& bytes_before,
                           const Mesh& mesh) {
-  std::vector<double> mine = {stop_requested() ? 1.0 : 0.0};
+  // Filled on the device: a copy from here would wait for it.
+  const auto on_device = [&](double value) { return at::full_like(loss, value); };
+  std::vector<at::Tensor> mine = {loss, on_device(stop_requested() ? 1 : 0)};
   for (const int64_t bytes : record::bytes_sent_since(bytes_before))
-    mine.push_back(static_cast<double>(bytes));
-  const at::Tensor sums =
-      at::cat({loss.view({1}), at::tensor(mine, at::kDouble).to(loss.device())});
+    mine.push_back(on_device(static_cast<double>(bytes)));
+  const at::Tensor sums = at::stack(mine);
   all_reduce(sums, mesh.world).wait();
   return sums;
 }

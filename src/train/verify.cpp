@@ -261,10 +261,7 @@ Run rehearse(const ShrunkRun& shrunk) {
   run.architecture = shrunk.architecture;
   run.datasets.train = std::make_unique<RandomTokens>(shrunk.config.training.seq_length,
                                                       shrunk.architecture.vocab_size);
-  const DType dtype = *shrunk.config.model.dtype;
-  run.dtype = dtype == DType::float64   ? at::kDouble
-              : dtype == DType::float32 ? at::kFloat
-                                        : at::kBFloat16;
+  run.dtype = scalar_type_of(*shrunk.config.model.dtype);
   run.rehearsal = true;
   return run;
 }
