@@ -1,4 +1,4 @@
-// From a config to a layout: layers over stages by either balance, shared key/value heads, schedules.
+// From a config to a layout: layers over stages by either balance, chunks, shared key/value heads.
 #include "train/layout.h"
 
 #include <gtest/gtest.h>
