@@ -8,12 +8,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <iterator>
 
+#include "checkpoint/files.h"
 #include "checkpoint/safetensors.h"
-#include "checkpoint/whole_tensors.h"
+#include "checkpoint/sharded_state.h"
+#include "checkpoint/stored_types.h"
 #include "core/error.h"
 #include "model/huggingface_config.h"
 
@@ -25,40 +26,6 @@ using nlohmann::json;
 
 constexpr const char* kHead = "lm_head.weight";
 constexpr const char* kTokenizerKey = "picotron_tokenizer";  // in config.json; others skip it
-
-// ---------------------------------------------------------------------------------- dtypes
-
-std::optional<at::ScalarType> scalar_type(StoredType type) {
-  switch (type) {
-    case StoredType::F64:
-      return at::kDouble;
-    case StoredType::F32:
-      return at::kFloat;
-    case StoredType::F16:
-      return at::kHalf;
-    case StoredType::BF16:
-      return at::kBFloat16;
-    default:
-      return std::nullopt;
-  }
-}
-
-StoredType stored_type(DType dtype) {
-  switch (dtype) {
-    case DType::float64:
-      return StoredType::F64;
-    case DType::float32:
-      return StoredType::F32;
-    case DType::bfloat16:
-      return StoredType::BF16;
-  }
-  throw BrokenInvariant("a dtype without a stored type");
-}
-
-DType dtype_of(at::ScalarType type) {
-  if (type == at::kDouble) return DType::float64;
-  return type == at::kBFloat16 ? DType::bfloat16 : DType::float32;
-}
 
 const char* torch_name(StoredType type) {
   switch (type) {
@@ -130,19 +97,6 @@ void check_folder(const fs::path& folder, const SafetensorsFolder& weights,
                        weights.file_of(name).string(), name, stored_type_name(tensor.type));
     }
   }
-}
-
-// A tensor over the mapped bytes, valid as long as they are. The format allows data that is not
-// aligned to its elements; such a tensor is copied.
-at::Tensor view_of(const StoredTensor& stored) {
-  const at::ScalarType type = *scalar_type(stored.type);
-  const auto address = reinterpret_cast<uintptr_t>(stored.bytes.data());
-  if (address % c10::elementSize(type) == 0) {
-    return at::from_blob(const_cast<std::byte*>(stored.bytes.data()), stored.shape, type);
-  }
-  at::Tensor copy = at::empty(stored.shape, type);
-  std::memcpy(copy.data_ptr(), stored.bytes.data(), stored.bytes.size());
-  return copy;
 }
 
 // --------------------------------------------------------------------------------- writing
@@ -260,6 +214,17 @@ int64_t write_contents(const fs::path& folder, const Contents& contents) {
   return write_weights(folder, contents);
 }
 
+json config_with_tokenizer(const LlamaConfig& config, DType dtype, const std::string& tokenizer) {
+  json result = to_huggingface(config, dtype);
+  if (!tokenizer.empty()) result[kTokenizerKey] = tokenizer;
+  return result;
+}
+
+DType dtype_of(at::ScalarType type) {
+  if (type == at::kDouble) return DType::float64;
+  return type == at::kBFloat16 ? DType::bfloat16 : DType::float32;
+}
+
 // Keeps the last converted tensor alive for the bytes that were handed out.
 class Converter {
  public:
@@ -271,13 +236,6 @@ class Converter {
  private:
   at::Tensor kept_;
 };
-
-std::string read_bytes(const fs::path& file) {
-  std::ifstream stream(file, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(stream), {}};
-  if (!stream) throw user_error("cannot read {}", file.string());
-  return bytes;
-}
 
 // What lies beside the weights and is no weight: tokenizers, chat templates, generation_config.
 bool is_companion(const fs::path& file) {
@@ -323,11 +281,9 @@ void load_huggingface(const fs::path& folder, const LlamaConfig& config,
     const auto found = weights.tensors().find(parameter.name);
     check(found != weights.tensors().end() && found->second.shape == parameter.full_shape,
           fmt::format("parameter {} is of the architecture", parameter.name));
-    const Shard& shard = parameter.shard;
     // The pages outside the shard are mapped but never touched.
-    flat.narrow(0, parameter.offset, parameter.numel())
-        .view(parameter.local_shape())
-        .copy_(view_of(found->second).narrow(shard.dim, shard.begin, shard.end - shard.begin));
+    read_part(found->second, {&parameter, 0, parameter.numel()},
+              flat.narrow(0, parameter.offset, parameter.numel()));
   }
 }
 
@@ -337,36 +293,34 @@ void load_huggingface(const fs::path& folder, const LlamaConfig& config,
 }
 
 void save_huggingface(const fs::path& folder, const LlamaConfig& config,
-                      const Parameters& parameters, const at::Tensor& flat, const Mesh& mesh,
-                      const SaveOptions& options) {
-  check(flat.numel() == parameters.flat_numel(), "the buffer has the layout of the values");
+                      const Parameters& parameters, const SaveOptions& options) {
   const auto shapes = huggingface_tensors(config);
-  WholeTensors tensors(shapes, parameters, flat, mesh);
-  if (mesh.global_rank != 0) {
-    tensors.serve();
-    return;
+  std::map<std::string, at::Tensor> values;
+  for (const Parameter& parameter : parameters.list()) {
+    check(parameter.local_shape() == parameter.full_shape, "the model is whole on this rank");
+    values[parameter.name] = parameter.value;
   }
-  const DType dtype = options.dtype.value_or(dtype_of(flat.scalar_type()));
+  const DType dtype = options.dtype.value_or(dtype_of(parameters.flat().scalar_type()));
   const StoredType type = stored_type(dtype);
-  Contents contents{.config = to_huggingface(config, dtype),
+  Contents contents{.config = config_with_tokenizer(config, dtype, options.tokenizer),
                     .tensors = {},
                     .source = {},
                     .file_bytes = options.file_bytes};
-  if (!options.tokenizer.empty()) contents.config[kTokenizerKey] = options.tokenizer;
   for (const auto& [name, shape] : shapes) contents.tensors.push_back({name, type, shape});
   Converter converter;
   contents.source = [&](const TensorHeader& tensor) {
-    return converter.bytes_of(tensors.whole(tensor.name), tensor.type);
+    return converter.bytes_of(values.at(tensor.name), tensor.type);
   };
   NewFolder out(folder);
   write_contents(out.path(), contents);
   out.commit();
-  tensors.finish();
 }
 
-void save_huggingface(const fs::path& folder, const LlamaConfig& config,
-                      const Parameters& parameters, const SaveOptions& options) {
-  save_huggingface(folder, config, parameters, parameters.flat(), Mesh{}, options);
+std::map<std::string, std::string> huggingface_texts(const LlamaConfig& config, DType dtype,
+                                                     const std::string& tokenizer) {
+  const json root = config_with_tokenizer(config, dtype, tokenizer);
+  return {{"config.json", root.dump(2) + "\n"},
+          {"generation_config.json", generation_config(root).dump(2) + "\n"}};
 }
 
 int64_t copy_huggingface(const fs::path& from, const fs::path& to, std::optional<DType> dtype) {
@@ -376,13 +330,11 @@ int64_t copy_huggingface(const fs::path& from, const fs::path& to, std::optional
   const auto type_of = [&](const std::string& name) {
     return dtype ? stored_type(*dtype) : weights.tensors().at(name).type;
   };
-  Contents contents{.config = to_huggingface(config, dtype.value_or(DType::float32)),
-                    .tensors = {},
-                    .source = {},
-                    .file_bytes = SaveOptions{}.file_bytes};
-  if (const std::string tokenizer = tokenizer_of(from); !tokenizer.empty()) {
-    contents.config[kTokenizerKey] = tokenizer;
-  }
+  Contents contents{
+      .config = config_with_tokenizer(config, dtype.value_or(DType::float32), tokenizer_of(from)),
+      .tensors = {},
+      .source = {},
+      .file_bytes = SaveOptions{}.file_bytes};
   contents.config["torch_dtype"] = torch_name(type_of("model.embed_tokens.weight"));
   for (const auto& [name, shape] : huggingface_tensors(config)) {
     contents.tensors.push_back({name, type_of(name), shape});
@@ -395,7 +347,7 @@ int64_t copy_huggingface(const fs::path& from, const fs::path& to, std::optional
   const int64_t bytes = write_contents(out.path(), contents);
   for (const fs::directory_entry& entry : fs::directory_iterator(from)) {
     if (!entry.is_regular_file() || !is_companion(entry.path())) continue;
-    write_text_file(out.path() / entry.path().filename(), read_bytes(entry.path()));
+    write_text_file(out.path() / entry.path().filename(), read_text_file(entry.path()));
   }
   out.commit();
   return bytes;
@@ -403,7 +355,7 @@ int64_t copy_huggingface(const fs::path& from, const fs::path& to, std::optional
 
 std::string tokenizer_of(const fs::path& folder) {
   const fs::path file = folder / "config.json";
-  const json config = json::parse(read_bytes(file), nullptr, /*allow_exceptions=*/false);
+  const json config = json::parse(read_text_file(file), nullptr, /*allow_exceptions=*/false);
   if (!config.is_object()) throw user_error("{} is not a JSON object", file.string());
   const auto found = config.find(kTokenizerKey);
   return found != config.end() && found->is_string() ? found->get<std::string>() : "";

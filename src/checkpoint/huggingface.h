@@ -20,7 +20,6 @@
 #include <vector>
 
 #include "core/config.h"
-#include "dist/mesh.h"
 #include "model/architectures.h"
 #include "parallel/parameter.h"
 
@@ -46,16 +45,15 @@ struct SaveOptions {
   int64_t file_bytes = 5'000'000'000;  // above it the next file begins
 };
 
-// Writes `folder` from a flat buffer of the layout of `parameters`: collective over the world, rank
-// 0 writes what the shards of all ranks make. Parents are made. A model folder that is there is
-// replaced in one step; a folder that holds anything else is a UserError. RunError where the disk
-// is full.
-void save_huggingface(const std::filesystem::path& folder, const LlamaConfig& config,
-                      const Parameters& parameters, const at::Tensor& flat, const Mesh& mesh,
-                      const SaveOptions& options);
-// The values of a model that is whole on this rank.
+// Writes `folder` from a model that is whole on this rank. Parents are made. A model folder that is
+// there is replaced in one step; a folder that holds anything else is a UserError. RunError where
+// the disk is full.
 void save_huggingface(const std::filesystem::path& folder, const LlamaConfig& config,
                       const Parameters& parameters, const SaveOptions& options);
+
+// The files beside the weights, by name: config.json, generation_config.json.
+std::map<std::string, std::string> huggingface_texts(const LlamaConfig& config, DType dtype,
+                                                     const std::string& tokenizer);
 
 // Copies a model folder, tokenizer files included, and converts its weights where a dtype is given.
 // One tensor is in memory at a time. Returns the bytes of weights written.

@@ -18,6 +18,7 @@
 #include <set>
 #include <tuple>
 
+#include "checkpoint/files.h"
 #include "core/error.h"
 
 namespace picotron {
@@ -177,20 +178,6 @@ struct Mapping {
   size_t size = 0;
 };
 
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  [[nodiscard]] int get() const { return fd_; }
-
- private:
-  int fd_;
-};
-
 Mapping map_file(const fs::path& file) {
   const Descriptor fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   struct stat status {};
@@ -344,72 +331,14 @@ SafetensorsFolder::SafetensorsFolder(const fs::path& folder) {
 // ----------------------------------------------------------------------------------------------
 // writing
 
-namespace {
-
-// A file that gets its name when it is whole. Leaving before commit() removes it.
-class NewFile {
- public:
-  explicit NewFile(const fs::path& file)
-      : file_(file),
-        partial_(file.string() + ".partial"),
-        fd_(::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
-    if (fd_.get() >= 0) return;
-    // Where it may be written is the user's choice; that the disk is full or broken is not.
-    if (errno == EACCES || errno == EPERM || errno == EROFS || errno == ENOENT ||
-        errno == ENOTDIR) {
-      throw user_error("cannot write {}: {}; choose a folder that exists and is yours",
-                       file.string(), std::strerror(errno));
-    }
-    throw failed("create");
-  }
-  ~NewFile() {
-    if (!committed_) ::unlink(partial_.c_str());
-  }
-  NewFile(const NewFile&) = delete;
-  NewFile& operator=(const NewFile&) = delete;
-
-  void append(std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      // One call moves at most 2 GiB on Linux, and may move less: on a full disk, or by a signal.
-      const ssize_t written = ::write(fd_.get(), bytes.data(), bytes.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) throw failed("write");
-      bytes = bytes.subspan(static_cast<size_t>(written));
-    }
-  }
-  void append(std::string_view text) { append(std::as_bytes(std::span(text))); }
-
-  void commit() {
-    if (::fsync(fd_.get()) != 0) throw failed("flush");
-    if (::rename(partial_.c_str(), file_.c_str()) != 0) throw failed("rename");
-    committed_ = true;
-    sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));
-  }
-
- private:
-  [[nodiscard]] RunError failed(std::string_view action) const {
-    const int reason = errno;
-    return run_error("cannot {} {}: {}{}", action, file_.string(), std::strerror(reason),
-                     reason == ENOSPC ? "; make room or choose another folder" : "");
-  }
-
-  fs::path file_;
-  std::string partial_;
-  Descriptor fd_;
-  bool committed_ = false;
-};
-
-}  // namespace
-
 int64_t TensorHeader::bytes() const {
   const std::optional<int64_t> size = byte_size(type, shape);
   check(size.has_value(), fmt::format("the size of tensor {} overflows", name));
   return *size;
 }
 
-void write_safetensors(const fs::path& file, std::vector<TensorHeader> tensors,
-                       const std::map<std::string, std::string>& metadata,
-                       const TensorSource& source) {
+std::string safetensors_header(std::vector<TensorHeader>& tensors,
+                               const std::map<std::string, std::string>& metadata) {
   std::sort(tensors.begin(), tensors.end(), [](const TensorHeader& a, const TensorHeader& b) {
     const int64_t a_bits = stored_type_bits(a.type), b_bits = stored_type_bits(b.type);
     return std::tie(b_bits, a.name) < std::tie(a_bits, b.name);
@@ -430,10 +359,14 @@ void write_safetensors(const fs::path& file, std::vector<TensorHeader> tensors,
   text.resize((text.size() + 7) / 8 * 8, ' ');
   check(text.size() <= kMaxHeaderBytes, "the header is above the limit of the format");
   const uint64_t header_bytes = text.size();
+  return std::string(reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes) + text;
+}
 
+void write_safetensors(const fs::path& file, std::vector<TensorHeader> tensors,
+                       const std::map<std::string, std::string>& metadata,
+                       const TensorSource& source) {
   NewFile out(file);
-  out.append(std::as_bytes(std::span(&header_bytes, 1)));
-  out.append(text);
+  out.append(safetensors_header(tensors, metadata));
   for (const TensorHeader& tensor : tensors) {
     const std::span<const std::byte> bytes = source(tensor);
     check(static_cast<int64_t>(bytes.size()) == tensor.bytes(),
@@ -441,20 +374,7 @@ void write_safetensors(const fs::path& file, std::vector<TensorHeader> tensors,
     out.append(bytes);
   }
   out.commit();
-}
-
-void write_text_file(const fs::path& file, std::string_view text) {
-  NewFile out(file);
-  out.append(text);
-  out.commit();
-}
-
-void sync_folder(const fs::path& folder) {
-  const Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  // Some file systems cannot flush a folder (EINVAL); there is nothing more to do on those.
-  if (fd.get() < 0 || (::fsync(fd.get()) != 0 && errno != EINVAL)) {
-    throw run_error("cannot flush folder {}: {}", folder.string(), std::strerror(errno));
-  }
+  sync_folder(file.has_parent_path() ? file.parent_path() : fs::path("."));
 }
 
 }  // namespace picotron

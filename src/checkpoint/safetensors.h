@@ -86,18 +86,17 @@ struct TensorHeader {
 // Gives the bytes of one tensor; they are used before the next call, so one buffer is enough.
 using TensorSource = std::function<std::span<const std::byte>(const TensorHeader&)>;
 
+// The 8 bytes and the JSON before the data, for tensors whose data follow in the order into which
+// they are sorted here: wide types first (so that each is aligned), then by name.
+std::string safetensors_header(std::vector<TensorHeader>& tensors,
+                               const std::map<std::string, std::string>& metadata);
+
 // Writes `file` whole or not at all: under another name, flushed to the disk, then renamed. Tensors
-// are asked for one at a time, wide types first (so that each is aligned), then by name: the same
-// tensors give the same bytes. UserError when the folder cannot be written to, RunError naming the
+// are asked for one at a time, in the order of safetensors_header: the same tensors give the same
+// bytes. UserError when the folder cannot be written to, RunError naming the
 // file when the disk is full or fails.
 void write_safetensors(const std::filesystem::path& file, std::vector<TensorHeader> tensors,
                        const std::map<std::string, std::string>& metadata,
                        const TensorSource& source);
-
-// A small text file, written with the same care.
-void write_text_file(const std::filesystem::path& file, std::string_view text);
-
-// Flushes a folder's list of names, without which a rename may be lost when the power fails.
-void sync_folder(const std::filesystem::path& folder);
 
 }  // namespace picotron

@@ -52,6 +52,14 @@ int check_and_launch(const std::vector<std::string>& arguments) {
       .argv = argv};
   // What files and keys get wrong is found before a rank is started, and said once.
   const Run run = prepare_run(config, on_gpu);
+  if (run.start && run.start->state.train.step >= last_step(run)) {
+    if (speaks_for_machine())
+      log::print(
+          fmt::format("{} is at step {}, the run's last: nothing is left to do; a higher "
+                      "training.total_train_steps goes on",
+                      run.start->checkpoint.string(), run.start->state.train.step));
+    return 0;
+  }
   return launch(options, [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
     for (const std::string& sentence : warnings(config)) log::warn(sentence);
     for (const std::string& sentence : run.warnings) log::warn(sentence);
@@ -64,7 +72,7 @@ int check_and_launch(const std::vector<std::string>& arguments) {
     if (on_gpu && config.distributed.backend != Backend::gloo)
       meeting.backend = nccl_backends(*device);
     const TrainResult result = train(run, meeting, *device);
-    if (log::speaks()) show_samples(result.folder + "/model", run);
+    if (log::speaks() && !result.folder.empty()) show_samples(result.folder + "/model", run);
     return result.stopped ? kStoppedAfterSave : 0;
   });
 }

@@ -229,6 +229,7 @@ std::string to_json(const Config& config);  // every key; a token is written as 
 std::string config_help();  // the keys, their defaults and a sentence each: for --help
 std::string explain(std::string_view key);  // one key, or one section, or everything for ""
 std::string config_markdown();              // docs/configuration.md
+std::string_view program_version();         // "0.1.0"
 std::string_view stories_json();  // configs/stories.json as it was when the program was built
 
 // The table, for tests that walk it.

@@ -55,7 +55,7 @@ int64_t BatchLoader::row_at(int64_t position) const {
 }
 
 std::optional<int64_t> BatchLoader::epoch_begun(int64_t step) const {
-  const int64_t begin = step * options_.global_batch_size;
+  const int64_t begin = options_.origin + step * options_.global_batch_size;
   const int64_t last = begin + options_.global_batch_size - 1;
   const int64_t epoch = last / dataset_.num_rows();
   if (epoch == 0 || epoch * dataset_.num_rows() < begin) return std::nullopt;
@@ -65,7 +65,7 @@ std::optional<int64_t> BatchLoader::epoch_begun(int64_t step) const {
 std::vector<Microbatch> BatchLoader::next(int64_t step) const {
   const int64_t rows = options_.micro_batch_size;
   const auto columns = static_cast<int64_t>(columns_.size());
-  int64_t position = step * options_.global_batch_size +
+  int64_t position = options_.origin + step * options_.global_batch_size +
                      options_.dp_rank * options_.global_batch_size / options_.dp_size;
   std::vector<int32_t> tokens(dataset_.seq_length() + 1);
   std::vector<Microbatch> microbatches(num_microbatches());

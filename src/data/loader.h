@@ -1,7 +1,7 @@
 // Which rank reads which row. The rule knows nothing of the layout, so that the losses of a run are
 // the same in every one (one curve):
 //
-//   position p = 0, 1, 2, …    step = p / global_batch_size      epoch = p / num_rows
+//   position p = 0, 1, 2, …    step = (p − origin) / global_batch_size     epoch = p / num_rows
 //   row        = p mod num_rows, or permutation(seed, epoch)[p mod num_rows] under shuffle
 //
 // A step's global batch is cut into dp_size contiguous slices, and a slice into microbatches in
@@ -29,6 +29,7 @@ struct Microbatch {
 };
 
 struct BatchLoaderOptions {
+  int64_t origin = 0;             // position of step 0: below 0 where a run went on with other data
   int64_t global_batch_size = 1;  // rows of a step; micro_batch_size · dp_size divides it
   int64_t micro_batch_size = 1;
   int64_t dp_rank = 0, dp_size = 1;

@@ -29,6 +29,11 @@ Channel::Channel(c10::intrusive_ptr<c10d::Backend> backend, std::function<std::s
       thread_([this] { run(); }) {}
 
 Channel::~Channel() {
+  close();
+  thread_.join();
+}
+
+void Channel::close() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -38,7 +43,6 @@ Channel::~Channel() {
     }
   }
   changed_.notify_all();
-  thread_.join();
 }
 
 int Channel::next_tag() {

@@ -60,9 +60,12 @@ class Channel {
   // `diagnose` names, in one sentence, the rank to blame for a failure; it may take two beats.
   Channel(c10::intrusive_ptr<c10d::Backend> backend, std::function<std::string()> diagnose,
           Awaited awaited = std::make_shared<std::atomic<uint64_t>>(0));
-  ~Channel();  // abandons what is under way, without waiting for peers
+  ~Channel();  // closes it
   Channel(const Channel&) = delete;
   Channel& operator=(const Channel&) = delete;
+
+  // Abandons what is under way, without waiting for peers: whoever waits for it gets a LostRank.
+  void close();
 
   c10d::Backend& backend() { return *backend_; }
   bool on_gloo() const { return on_gloo_; }

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "dist/channel.h"
+#include "dist/collectives.h"
 #include "dist/gloo.h"
 #include "dist/heartbeat.h"
 
@@ -89,12 +90,39 @@ std::chrono::milliseconds operation_timeout(std::chrono::milliseconds timeout) {
                                    std::chrono::milliseconds(500));
 }
 
-// Every group of this rank; `connect` gives one of more than one rank its channel. Every member of
+Awaited no_one_waits() {
+  return std::make_shared<std::atomic<uint64_t>>(0);
+}
+
+Awaited awaited_of(const Rendezvous& rendezvous) {
+  return rendezvous.heartbeat != nullptr ? rendezvous.heartbeat->awaited() : no_one_waits();
+}
+
+// Gives a group its channel; every member calls it with the same name.
+void connect(Group& group, const std::string& name, const BackendFactory& backend,
+             const Rendezvous& rendezvous, const Awaited& awaited) {
+  const auto diagnose = [heartbeat = rendezvous.heartbeat]() -> std::string {
+    return heartbeat != nullptr ? heartbeat->diagnose() : "the connection to another rank failed";
+  };
+  try {
+    group.channel = std::make_shared<Channel>(
+        backend({.store = c10::make_intrusive<c10d::PrefixStore>("group/" + name, rendezvous.store),
+                 .rank = group.rank,
+                 .size = group.size(),
+                 .timeout = operation_timeout(rendezvous.timeout)}),
+        diagnose, awaited);
+  } catch (const std::exception&) {
+    throw run_error("the ranks did not meet within {} s: {}", rendezvous.timeout.count() / 1000,
+                    diagnose());
+  }
+}
+
+// Every group of this rank; `connect_group` gives one of more than one rank its channel. Every member of
 // every group comes to it in one order; `name` tells groups apart.
-using Connect = std::function<void(Group& group, const std::string& name)>;
+using ConnectGroup = std::function<void(Group& group, const std::string& name)>;
 
 Mesh build_mesh(const AxisSizes& sizes, int me, const MeshOptions& options,
-                const Connect& connect) {
+                const ConnectGroup& connect_group) {
   const Order order = parse_order(options.order);
   Mesh mesh{.sizes = sizes,
             .my = coordinates_in(me, sizes, order),
@@ -105,7 +133,7 @@ Mesh build_mesh(const AxisSizes& sizes, int me, const MeshOptions& options,
     Group group{.axis = axis, .global_ranks = members};
     const auto mine = std::find(group.global_ranks.begin(), group.global_ranks.end(), me);
     group.rank = static_cast<int>(mine - group.global_ranks.begin());
-    if (group.size() > 1) connect(group, name);
+    if (group.size() > 1) connect_group(group, name);
     return group;
   };
   const auto make_group = [&](record::Axis axis, const std::vector<int AxisSizes::*>& axes) {
@@ -184,29 +212,27 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshO
     heartbeat->set_places(
         [=, axes = options.order](int rank) { return place_of(rank, sizes, axes); });
   }
-  const auto diagnose = [heartbeat]() -> std::string {
-    return heartbeat != nullptr ? heartbeat->diagnose() : "the connection to another rank failed";
-  };
-  const Awaited awaited =
-      heartbeat != nullptr ? heartbeat->awaited() : std::make_shared<std::atomic<uint64_t>>(0);
+  const Awaited awaited = awaited_of(rendezvous);
   const BackendFactory backend = rendezvous.world_size == 1 ? BackendFactory()
                                  : rendezvous.backend       ? rendezvous.backend
                                                             : gloo_backend(rendezvous.address);
-  return build_mesh(
-      sizes, rendezvous.global_rank, options, [&](Group& group, const std::string& name) {
-        try {
-          group.channel =
-              std::make_shared<Channel>(backend({.store = c10::make_intrusive<c10d::PrefixStore>(
-                                                     "group/" + name, rendezvous.store),
-                                                 .rank = group.rank,
-                                                 .size = group.size(),
-                                                 .timeout = operation_timeout(rendezvous.timeout)}),
-                                        diagnose, awaited);
-        } catch (const std::exception&) {
-          throw run_error("the ranks did not meet within {} s: {}",
-                          rendezvous.timeout.count() / 1000, diagnose());
-        }
-      });
+  Mesh mesh = build_mesh(sizes, rendezvous.global_rank, options,
+                         [&](Group& group, const std::string& name) {
+                           connect(group, name, backend, rendezvous, awaited);
+                         });
+  // A rank that were done at once would close its connections while others still open theirs.
+  barrier(mesh.world);
+  return mesh;
+}
+
+Group make_cpu_world(const Rendezvous& rendezvous, const std::string& name, bool in_background) {
+  Group group{.axis = record::Axis::world, .global_ranks = {}, .rank = rendezvous.global_rank};
+  for (int rank = 0; rank < rendezvous.world_size; ++rank) group.global_ranks.push_back(rank);
+  if (group.size() == 1) return group;
+  connect(group, name, gloo_backend(rendezvous.address), rendezvous,
+          in_background ? no_one_waits() : awaited_of(rendezvous));
+  barrier(group);
+  return group;
 }
 
 Mesh describe_mesh(const AxisSizes& sizes, int global_rank, const MeshOptions& options) {

@@ -106,10 +106,16 @@ struct MeshOptions {
 };
 
 // Creates every group of this rank. Every rank of the world must call it with equal sizes and
-// options. Throws UserError if sizes.world() != rendezvous.world_size, RunError if a peer does not
-// come in time.
+// options; returns when all have. Throws UserError if sizes.world() != rendezvous.world_size,
+// RunError if a peer does not come in time.
 Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous,
                const MeshOptions& options = {});
+
+// A group of all ranks beside the mesh's own, for tensors of the CPU whatever the mesh is made of:
+// what goes on in the background (checkpoints) must not come between the operations of training.
+// Used in the background, a rank that waits in it does not count as waiting (dist/heartbeat.h).
+// Every rank calls it.
+Group make_cpu_world(const Rendezvous& rendezvous, const std::string& name, bool in_background);
 
 // The mesh as make_mesh would give it to this rank, its groups without channels: for questions
 // about a layout that nobody has started (train/plan.h).

@@ -143,7 +143,10 @@ at::Tensor Gradients::norm() const {
 }
 
 std::vector<Range> Gradients::owned() const {
-  if (options_.zero_stage == 0) return ranges_;
+  return options_.zero_stage == 0 ? ranges_ : my_parts();
+}
+
+std::vector<Range> Gradients::my_parts() const {
   std::vector<Range> result;
   for (const Range& bucket : ranges_) result.push_back(my_part(bucket));
   return result;

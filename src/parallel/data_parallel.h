@@ -85,6 +85,8 @@ class Gradients {
   // What the optimizer of this rank updates: my part of each bucket (ZeRO-1) or all of each
   // (zero_stage 0).
   std::vector<Range> owned() const;
+  // My part of each bucket, whatever the stage: over dp×cp each element once.
+  std::vector<Range> my_parts() const;
   // The Weights' buckets in the order in which backward fills them.
   const std::vector<Range>& buckets() const { return ranges_; }
   // Gives every rank the values that others own: over dp×cp, where with zero_stage 0 each owns all,

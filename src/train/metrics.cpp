@@ -34,24 +34,11 @@ std::string human_format(double number) {
   return fmt::format("{:.2f}{}", number, suffixes[magnitude]);
 }
 
-std::string set_aside(const std::string& path) {
-  namespace fs = std::filesystem;
-  if (!fs::exists(path)) return "";
-  const fs::path original(path);
-  for (int i = 1;; ++i) {
-    const fs::path aside = original.parent_path() / fmt::format("{}.{}{}", original.stem().string(),
-                                                                i, original.extension().string());
-    if (fs::exists(aside)) continue;
-    fs::rename(original, aside);
-    return aside.string();
-  }
-}
-
-RunLog::RunLog(const Run& run, const Device& device, int64_t last_step)
+RunLog::RunLog(const Run& run, const Device& device)
     : run_(run),
       silent_(run.rehearsal || !log::speaks()),
       device_(device),
-      last_step_(last_step),
+      last_step_(last_step(run)),
       on_terminal_(!silent_ && isatty(STDOUT_FILENO) != 0) {
   if (silent_) return;
   const std::string& folder = run.config.checkpoint.save_dir;
@@ -62,14 +49,11 @@ RunLog::RunLog(const Run& run, const Device& device, int64_t last_step)
     throw user_error("cannot create the folder {} ({}); choose another checkpoint.save_dir", folder,
                      error.message());
   }
-  const std::string older = set_aside(path_);
-  file_.open(path_);
+  file_.open(path_, std::ios::app);
   if (!file_)
     throw user_error(
         "cannot write {}; make its folder writable or choose another checkpoint.save_dir", path_);
   log::print(describe(run));
-  if (!older.empty())
-    log::print(fmt::format("The metrics of an earlier run are kept in {}", older));
   peak_flops_ =
       device.peak_bf16_flops().value_or(device.is_cpu() ? measure_product_rate(run.dtype) : 0);
 }
@@ -88,7 +72,7 @@ double RunLog::mfu(double tokens_per_second) const {
 double RunLog::median_rate() const {
   std::vector<double> rates;
   for (const StepMetrics& m : history_)
-    rates.push_back(static_cast<double>(m.tokens_per_step) / m.step_seconds);
+    rates.push_back(static_cast<double>(tokens_per_step(run_.config)) / m.step_seconds);
   if (rates.size() > kWarmupSteps) rates.erase(rates.begin(), rates.begin() + kWarmupSteps);
   if (rates.empty()) return 0;
   std::nth_element(rates.begin(), rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2),
@@ -108,14 +92,15 @@ void RunLog::say_epoch(int64_t epoch) {
 void RunLog::write(const StepMetrics& m) {
   if (silent_) return;
   history_.push_back(m);
-  const double rate = static_cast<double>(m.tokens_per_step) / m.step_seconds;
+  const double rate = static_cast<double>(tokens_per_step(run_.config)) / m.step_seconds;
   const auto ranks = static_cast<double>(world_size(run_.config));
   const std::optional<int64_t> max_tokens = run_.config.training.max_tokens;
   std::string line = fmt::format(
       "[rank 0] Step: {:<5} | Loss: {:6.4f} | Global batch size: {:>7} | Tokens/s: {:>7} | "
       "Tokens/s/GPU: {:>7} | Tokens: {:>7}{} | MFU: {:5.2f}% | Memory usage: {:6.2f}GB",
-      m.step, m.loss, human_format(static_cast<double>(m.tokens_per_step)), human_format(rate),
-      human_format(rate / ranks), human_format(static_cast<double>(m.trained_tokens)),
+      m.step, m.loss, human_format(static_cast<double>(tokens_per_step(run_.config))),
+      human_format(rate), human_format(rate / ranks),
+      human_format(static_cast<double>(m.trained_tokens)),
       max_tokens ? "/" + human_format(static_cast<double>(*max_tokens)) : "", 100 * mfu(rate),
       static_cast<double>(m.memory_bytes) / 1e9);
   if (m.validation_loss) line += fmt::format(" | Validation loss: {:.4f}", *m.validation_loss);
@@ -158,8 +143,22 @@ void RunLog::draw_progress(int64_t step) {
   std::fflush(stdout);
 }
 
-void RunLog::summary(const std::string& folder, bool stopped) {
-  if (silent_ || history_.empty()) return;
+void RunLog::write(const std::vector<SaveReport>& reports) {
+  for (const SaveReport& report : reports) {
+    last_saved_ = report.folder.string();
+    std::string line = fmt::format("Checkpoint {}: {:.4g} GB in {:.2f} s, training paused {:.2f} s",
+                                   last_saved_, static_cast<double>(report.bytes) / 1e9,
+                                   report.write_seconds, report.pause_seconds);
+    if (report.wait_seconds > 0.01)
+      line += fmt::format(" ({:.2f} s for the one before)", report.wait_seconds);
+    for (const std::filesystem::path& removed : report.removed)
+      line += fmt::format("; {} is removed", removed.string());
+    print(line);
+  }
+}
+
+std::string RunLog::summary(bool stopped) {
+  if (silent_ || history_.empty()) return last_saved_;
   const StepMetrics& last = history_.back();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
@@ -184,8 +183,11 @@ void RunLog::summary(const std::string& folder, bool stopped) {
   text += fmt::format("  peak memory    {:.2f} GB\n",
                       static_cast<double>(device_.peak_memory_bytes()) / 1e9);
   text +=
-      fmt::format("  files          {}\n                 {}/model (Hugging Face)", path_, folder);
+      fmt::format("  files          {}\n                 {}", path_,
+                  last_saved_.empty() ? "no checkpoint: save_frequency exceeds total_train_steps"
+                                      : last_saved_ + "/model (Hugging Face)");
   print(text);
+  return last_saved_;
 }
 
 }  // namespace picotron

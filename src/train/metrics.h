@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/saver.h"
 #include "core/record.h"
 #include "dist/device.h"
 #include "train/run.h"
@@ -25,27 +26,30 @@ struct StepMetrics {
   int64_t step = 0;  // from 1
   double loss = 0;   // mean over all tokens of the global batch
   double grad_norm = 0, learning_rate = 0;
-  int64_t trained_tokens = 0, tokens_per_step = 0;
+  int64_t trained_tokens = 0;
   double step_seconds = 0;
-  int64_t memory_bytes = 0;  // peak, of this rank's process
-  record::Bytes bytes{};     // all ranks sent in this step, by axis
+  int64_t memory_bytes = 0;                     // peak, of this rank's process
+  record::Bytes bytes{};                        // all ranks sent in this step, by axis
+  double stop_requests = 0, save_requests = 0;  // how many ranks want to
   std::optional<double> validation_loss;
 };
 
 // Of every rank, but only rank 0 prints and writes, and in a rehearsal nobody does.
 class RunLog {
  public:
-  // Prints what is about to be trained and opens <save_dir>/metrics.jsonl; an older one there is
-  // renamed to metrics.1.jsonl, never overwritten. UserError where the folder cannot be written.
-  RunLog(const Run& run, const Device& device, int64_t last_step);
+  // Prints what is about to be trained and opens <save_dir>/metrics.jsonl, to append where the run
+  // goes on in its folder. UserError where the folder cannot be written.
+  RunLog(const Run& run, const Device& device);
   ~RunLog();  // leaves the terminal clean
   RunLog(const RunLog&) = delete;
   RunLog& operator=(const RunLog&) = delete;
 
   void write(const StepMetrics& metrics);
   void say_epoch(int64_t epoch);  // the data begins again
-  // The few lines at the end of a run. `folder`: of the checkpoint written last.
-  void summary(const std::string& folder, bool stopped);
+  // What checkpoints took.
+  void write(const std::vector<SaveReport>& reports);
+  // The few lines at the end of a run. Returns the folder of the checkpoint written last, or "".
+  std::string summary(bool stopped);
 
  private:
   void print(const std::string& line);  // above the progress bar
@@ -60,13 +64,9 @@ class RunLog {
   const bool on_terminal_;
   double peak_flops_ = 0;  // of one rank; 0: unknown
   std::ofstream file_;
-  std::string path_;
+  std::string path_, last_saved_;
   std::vector<StepMetrics> history_;
   std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
 };
-
-// Renames `path`, if it exists, to the first free of base.1ext, base.2ext, …: nothing is lost.
-// Returns the new name, or "" where nothing was there.
-std::string set_aside(const std::string& path);
 
 }  // namespace picotron

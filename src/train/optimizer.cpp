@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/error.h"
 #include "core/record.h"
 #include "kernels/adamw.h"
 
@@ -79,10 +80,22 @@ void ShardedOptimizer::step(int64_t step, double learning_rate, const at::Tensor
 
 int64_t ShardedOptimizer::state_bytes() const {
   int64_t bytes = 0;
-  for (const at::Tensor& state : {master_, m_, v_}) {
-    if (state.defined()) bytes += static_cast<int64_t>(state.nbytes());
-  }
+  for (const State& state : states()) bytes += static_cast<int64_t>(state.values.nbytes());
   return bytes;
+}
+
+std::vector<ShardedOptimizer::State> ShardedOptimizer::states() const {
+  std::vector<State> all = {{"master", master_}, {"exp_avg", m_}, {"exp_avg_sq", v_}};
+  std::erase_if(all, [](const State& state) { return !state.values.defined(); });
+  return all;
+}
+
+at::Tensor ShardedOptimizer::within(const at::Tensor& state, int64_t begin, int64_t numel) const {
+  for (const Segment& segment : segments_) {
+    if (begin < segment.flat.begin || begin + numel > segment.flat.end) continue;
+    return state.narrow(0, segment.state_offset + begin - segment.flat.begin, numel);
+  }
+  throw BrokenInvariant("the elements of a state are owned, and of one weight decay");
 }
 
 at::Tensor clip_factor(const at::Tensor& norm, double max_norm, at::ScalarType dtype) {

@@ -34,6 +34,17 @@ class ShardedOptimizer {
 
   int64_t state_bytes() const;
 
+  // What a checkpoint keeps: "master" (where the values are not their own), "exp_avg",
+  // "exp_avg_sq", as PyTorch names them. [owned elements], one range after the other.
+  struct State {
+    const char* name;
+    at::Tensor values;
+  };
+  std::vector<State> states() const;
+  // The view of a state that belongs to `numel` elements of the flat buffers, all owned, from
+  // `begin` on.
+  at::Tensor within(const at::Tensor& state, int64_t begin, int64_t numel) const;
+
  private:
   // A run of elements with one weight decay: where it is in the flat buffers and in the state.
   struct Segment {

@@ -68,18 +68,35 @@ std::optional<int64_t> vocabulary_of_data(const Config& config) {
 }
 
 Run prepare_run(const Config& config, bool on_gpu) {
-  Run run{.config = config};
+  Run run{.config = config, .start = find_start(config)};
+  std::vector<std::string> differences;
+  if (run.start) differences = take_over(*run.start, run.config);
   const Training& training = config.training;
   const DatasetKeys& data = config.dataset;
+  // The rows of builtin:stories hang on the seed, so a run that goes on keeps it.
+  DataPosition opened{.name = data.name,
+                      .seq_length = training.seq_length,
+                      .seed = static_cast<uint64_t>(training.seed),
+                      .shuffle = data.shuffle};
+  const bool keeps_seed = run.start && run.start->state.train.data.name == data.name;
+  const uint64_t seed = keeps_seed ? run.start->state.train.data.seed : opened.seed;
   run.datasets = open_datasets({.name = data.name,
                                 .tokenizer = data.tokenizer.value_or(""),
                                 .seq_length = training.seq_length,
-                                .seed = static_cast<uint64_t>(training.seed),
+                                .seed = seed,
                                 .num_samples = training.num_samples,
                                 .hold_out = training.eval_interval > 0,
                                 .validation = data.validation.value_or(""),
                                 .validation_fraction = data.validation_fraction});
   const Dataset& train_data = *run.datasets.train;
+  opened.num_rows = train_data.num_rows();
+  run.data = run.start ? go_on_with(run.start->state.train.data, opened, differences) : opened;
+  if (run.start) {
+    run.datasets.notes.push_back(fmt::format("Going on from {}, written after step {} in {}",
+                                             run.start->checkpoint.string(),
+                                             run.start->state.train.step, run.start->state.layout));
+  }
+  for (const std::string& difference : differences) run.datasets.notes.push_back("  " + difference);
   run.architecture = resolve_architecture(config.model, train_data.vocab_size());
   if (train_data.vocab_size().value_or(0) > run.architecture.vocab_size) {
     throw user_error(
@@ -102,6 +119,15 @@ Run prepare_run(const Config& config, bool on_gpu) {
   if (!on_gpu) check_memory(run, dtype);
   run.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");
   return run;
+}
+
+int64_t last_step(const Run& run) {
+  const Training& training = run.config.training;
+  if (!training.max_tokens) return training.total_train_steps;
+  const TrainState begun = run.start ? run.start->state.train : TrainState{};
+  const int64_t left = std::max<int64_t>(0, *training.max_tokens - begun.trained_tokens);
+  const int64_t tokens = tokens_per_step(run.config);
+  return std::min(training.total_train_steps, begun.step + (left + tokens - 1) / tokens);
 }
 
 std::string describe(const Run& run) {

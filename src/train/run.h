@@ -11,6 +11,7 @@
 #include "core/config.h"
 #include "data/dataset.h"
 #include "model/architectures.h"
+#include "train/resume.h"
 
 namespace picotron {
 
@@ -21,6 +22,8 @@ struct Run {
   c10::ScalarType dtype = c10::kFloat;  // of the computation
   std::string tokenizer;                // "builtin:stories", "bytes", or "" where none is known
   std::vector<std::string> warnings;    // sentences for rank 0 to say
+  std::optional<Start> start;           // the checkpoint it goes on from; its batch is in config
+  DataPosition data;                    // at its first step
   bool rehearsal = false;               // verify, explain: nothing is printed, nothing is written
 };
 
@@ -38,6 +41,9 @@ c10::ScalarType scalar_type_of(DType dtype);
 // `on_gpu`: whether the ranks compute on one. Says nothing itself, for every rank calls it.
 // Throws UserError.
 Run prepare_run(const Config& config, bool on_gpu);
+
+// The last step of the run, by total_train_steps or max_tokens.
+int64_t last_step(const Run& run);
 
 // Lines that say what is about to be trained: model, data, layout, batch.
 std::string describe(const Run& run);

@@ -5,11 +5,9 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
-#include <cstring>
-#include <span>
-
 #include "checkpoint/huggingface.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/stored_types.h"
 #include "core/error.h"
 
 namespace picotron {
@@ -31,21 +29,6 @@ Trace::Tensors gather(const at::Tensor& flat, const StepView& view, Trace& trace
     trace.parts[name] = tensors.parts_of(name);
   }
   tensors.finish();
-  return result;
-}
-
-StoredType stored_type(at::ScalarType type) {
-  return type == at::kDouble  ? StoredType::F64
-         : type == at::kFloat ? StoredType::F32
-                              : StoredType::BF16;
-}
-
-at::Tensor copy_of(const StoredTensor& stored) {
-  const at::ScalarType type = stored.type == StoredType::F64   ? at::kDouble
-                              : stored.type == StoredType::F32 ? at::kFloat
-                                                               : at::kBFloat16;
-  at::Tensor result = at::empty(stored.shape, type);
-  std::memcpy(result.data_ptr(), stored.bytes.data(), stored.bytes.size());
   return result;
 }
 
@@ -92,15 +75,13 @@ void write_trace(const std::filesystem::path& file, const Trace& trace) {
   std::vector<TensorHeader> headers;
   for (const auto& [name, x] : all)
     headers.push_back({name, stored_type(x.scalar_type()), x.sizes().vec()});
-  write_safetensors(file, headers, {}, [&](const TensorHeader& header) {
-    const at::Tensor& x = all.at(header.name);
-    return std::span(static_cast<const std::byte*>(x.const_data_ptr()), x.nbytes());
-  });
+  write_safetensors(file, headers, {},
+                    [&](const TensorHeader& header) { return bytes_of(all.at(header.name)); });
 }
 
 Trace read_trace(const std::filesystem::path& file) {
   const SafetensorsFile stored(file);
-  const at::Tensor figures = copy_of(stored.tensors().at("figures"));
+  const at::Tensor figures = view_of(stored.tensors().at("figures")).clone();
   Trace trace;
   for (int64_t i = 0; i < figures.size(0); ++i)
     trace.steps.push_back({.loss = figures[i][0].item<double>(),
@@ -110,16 +91,16 @@ Trace read_trace(const std::filesystem::path& file) {
   for (const auto& [name, tensor] : stored.tensors()) {
     if (name == "figures") continue;
     if (name.starts_with(kInitial)) {
-      trace.initial[name.substr(kInitial.size())] = copy_of(tensor);
+      trace.initial[name.substr(kInitial.size())] = view_of(tensor).clone();
       continue;
     }
     const size_t dot = name.find('.');
     Trace::Step& step = trace.steps.at(std::stoull(name.substr(0, dot)));
     const std::string rest = name.substr(dot + 1);
     if (rest.starts_with(kGradient)) {
-      step.gradients[rest.substr(kGradient.size())] = copy_of(tensor);
+      step.gradients[rest.substr(kGradient.size())] = view_of(tensor).clone();
     } else {
-      step.weights[rest.substr(kWeight.size())] = copy_of(tensor);
+      step.weights[rest.substr(kWeight.size())] = view_of(tensor).clone();
     }
   }
   return trace;

@@ -10,22 +10,18 @@
 #include <chrono>
 #include <cmath>
 #include <deque>
-#include <limits>
 #include <utility>
 
-#include "checkpoint/huggingface.h"
 #include "core/error.h"
-#include "core/log.h"
-#include "data/loader.h"
 #include "dist/collectives.h"
-#include "dist/device.h"
 #include "dist/launch.h"
-#include "model/initial_values.h"
-#include "model/llama.h"
+#include "train/batches.h"
 #include "train/layout.h"
 #include "train/learning_rate.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/save_clock.h"
+#include "train/state.h"
 
 namespace picotron {
 namespace {
@@ -45,86 +41,21 @@ class Stopwatch {
 // What a step leaves on the device. On a GPU it is read one step late, so that the host never
 // waits.
 struct StepResult {
-  int64_t step = 0;  // from 1
-  // [2 + axes] fp64, sums over the world: the mean loss, how many ranks were asked to stop, and
-  // the bytes they sent on each axis.
+  int64_t step = 0, trained_tokens = 0;  // after it; steps from 1
+  // [3 + axes] fp64, sums over the world: the mean loss, how many ranks were asked to stop, how
+  // many find that it is time to save, and the bytes they sent on each axis.
   at::Tensor sums;
   at::Tensor norm;  // 0-dim fp64, before clipping
 };
 
-BatchLoader make_loader(const Run& run, const Mesh& mesh, const Dataset& dataset, bool shuffle) {
-  return BatchLoader(dataset, {.global_batch_size = global_batch_size(run.config),
-                               .micro_batch_size = run.config.training.micro_batch_size,
-                               .dp_rank = mesh.my.dp,
-                               .dp_size = mesh.sizes.dp,
-                               .cp_rank = mesh.my.cp,
-                               .cp_size = mesh.sizes.cp,
-                               .seed = static_cast<uint64_t>(run.config.training.seed),
-                               .shuffle = shuffle,
-                               .vocab_size = run.architecture.vocab_size});
-}
-
-std::vector<TokenBatch> next_batches(const BatchLoader& loader, int64_t step, at::Device device) {
-  std::vector<TokenBatch> batches;
-  for (const Microbatch& m : loader.next(step)) {
-    const auto on_device = [&](const std::vector<int64_t>& values) {
-      return at::tensor(values, at::kLong).to(at::TensorOptions(device), /*non_blocking=*/true);
-    };
-    batches.push_back({m.rows, m.columns, on_device(m.input_ids), on_device(m.target_ids),
-                       on_device(m.position_ids).repeat({m.rows})});
-  }
-  return batches;
-}
-
-// The first values of this rank's part, in full precision, into a buffer of the layout of
-// parameters.flat().
-void fill_values(const at::Tensor& flat, const Llama& model, const Run& run) {
-  const ModelKeys& keys = run.config.model;
-  if (keys.init_from) {
-    load_huggingface(*keys.init_from, model.config(), model.parameters(), flat);
-    return;
-  }
-  fill_initial_values(
-      model.parameters(), flat,
-      {.kind = keys.init == Init::reference ? InitialValues::reference : InitialValues::normal,
-       .initializer_range = run.architecture.initializer_range,
-       .seed = static_cast<uint64_t>(run.config.training.seed)});
-}
-
-// Mean loss over the first global batches of the validation set: as many as eval_steps says, or as
-// there are. Every rank evaluates the same number of them.
-double validate(Llama& model, const Run& run, const Mesh& mesh, at::Device device) {
-  const BatchLoader loader = make_loader(run, mesh, *run.datasets.validation, /*shuffle=*/false);
-  const int64_t whole_batches = run.datasets.validation->num_rows() / global_batch_size(run.config);
-  const int64_t batches =
-      std::min(run.config.training.eval_steps, std::max<int64_t>(whole_batches, 1));
-  const Schedule forwards = schedule_of_stage(run.config, mesh.my.pp, /*forward_only=*/true);
-  const at::Tensor loss = at::zeros({}, at::TensorOptions(at::kDouble).device(device));
-  for (int64_t i = 0; i < batches; ++i)
-    loss.add_(run_forward(forwards, model, next_batches(loader, i, device), mesh));
-  all_reduce(loss, mesh.world).wait();
-  return loss.item<double>() /
-         static_cast<double>(batches * tokens_per_step(run.config) * mesh.sizes.tp);
-}
-
-// Writes <save_dir>/<step>/model, a Hugging Face folder, and returns the step's folder.
-std::string save_model(const Llama& model, const Run& run, const Mesh& mesh, int64_t step) {
-  const std::string folder = fmt::format("{}/{}", run.config.checkpoint.save_dir, step);
-  if (mesh.global_rank == 0) set_aside(folder);
-  const DType stored = run.dtype == at::kBFloat16 ? DType::bfloat16 : DType::float32;
-  save_huggingface(folder + "/model", model.config(), model.parameters(), model.parameters().flat(),
-                   mesh, {.dtype = stored, .tokenizer = run.tokenizer});
-  barrier(mesh.world);
-  return folder;
-}
-
 // What ranks know alone becomes everybody's, at the same step: the loss of the last stages, whether
-// a signal asked this one to stop, and what each has sent.
-at::Tensor sum_over_world(const at::Tensor& loss, const record::Bytes& bytes_before,
-                          const Mesh& mesh) {
+// a signal asked this one to stop or its clock to save, and what each has sent.
+at::Tensor sum_over_world(const at::Tensor& loss, bool save_is_due,
+                          const record::Bytes& bytes_before, const Mesh& mesh) {
   // Filled on the device: a copy from here would wait for it.
   const auto on_device = [&](double value) { return at::full_like(loss, value); };
-  std::vector<at::Tensor> mine = {loss, on_device(stop_requested() ? 1 : 0)};
+  std::vector<at::Tensor> mine = {loss, on_device(stop_requested() ? 1 : 0),
+                                  on_device(save_is_due ? 1 : 0)};
   for (const int64_t bytes : record::bytes_sent_since(bytes_before))
     mine.push_back(on_device(static_cast<double>(bytes)));
   const at::Tensor sums = at::stack(mine);
@@ -132,9 +63,11 @@ at::Tensor sum_over_world(const at::Tensor& loss, const record::Bytes& bytes_bef
   return sums;
 }
 
+constexpr size_t kFlags = 3;  // figures before the bytes
+
 // Waits for the device. Every rank reads the same numbers. RunError where they are not finite: the
 // optimizer has then changed nothing.
-StepMetrics read(const StepResult& result, const Training& training, int64_t tokens_per_step) {
+StepMetrics read(const StepResult& result, const Training& training) {
   const at::Tensor sums = result.sums.to(at::kCPU);
   const double loss = sums[0].item<double>(), norm = result.norm.item<double>();
   if (!std::isfinite(loss) || !std::isfinite(norm)) {
@@ -148,23 +81,15 @@ StepMetrics read(const StepResult& result, const Training& training, int64_t tok
   }
   record::Bytes bytes{};
   for (size_t i = 0; i < bytes.size(); ++i)
-    bytes[i] = static_cast<int64_t>(sums[static_cast<int64_t>(2 + i)].item<double>());
+    bytes[i] = static_cast<int64_t>(sums[static_cast<int64_t>(kFlags + i)].item<double>());
   return {.step = result.step,
           .loss = loss,
           .grad_norm = norm,
           .learning_rate = learning_rate(training, result.step),
-          .trained_tokens = result.step * tokens_per_step,
-          .tokens_per_step = tokens_per_step,
-          .bytes = bytes};
-}
-
-// The first step number after which nothing is left to do.
-int64_t last_step(const Config& config) {
-  const int64_t tokens = tokens_per_step(config);
-  const int64_t by_tokens = config.training.max_tokens
-                                ? (*config.training.max_tokens + tokens - 1) / tokens
-                                : std::numeric_limits<int64_t>::max();
-  return std::min(config.training.total_train_steps, by_tokens);
+          .trained_tokens = result.trained_tokens,
+          .bytes = bytes,
+          .stop_requests = sums[1].item<double>(),
+          .save_requests = sums[2].item<double>()};
 }
 
 }  // namespace
@@ -182,55 +107,71 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
                       {.zero_stage = static_cast<int>(config.distributed.zero_stage)});
   const bool fuses = config.kernels.fused && config.model.use_fused_adam;
   // The gradient buffer, unused until the first step, has the masters' layout and precision.
-  fill_values(gradients.flat(), model, run);
+  fill_first_values(run, model, gradients.flat());
   model.parameters().flat().copy_(gradients.flat());
   ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), training,
                              fuses ? Body::fused : Body::plain);
+  TrainState state = begin(run, gradients, model, optimizer);
+  const auto saver = make_saver(run, rendezvous, gradients, model, optimizer);
   const Schedule schedule = schedule_of_stage(config, mesh.my.pp);
-  const BatchLoader batches = make_loader(run, mesh, *run.datasets.train, config.dataset.shuffle);
-  RunLog log(run, device, last_step(config));
+  const BatchLoader batches = training_loader(run, mesh, state.step);
+  RunLog log(run, device);
+  SaveClock clock(config.checkpoint, training.total_train_steps);
 
-  const int64_t tokens = tokens_per_step(config);
-  const double scale = 1 / static_cast<double>(tokens);
-  int64_t step = 0;  // steps done
+  const double scale = 1 / static_cast<double>(tokens_per_step(config));
+  const int64_t end = last_step(run);
   bool stopping = false;
   Stopwatch watch;  // a step lasts from the reading of the one before to its own reading
   std::deque<StepResult> in_flight;
-  while (step < last_step(config) && !stopping) {
+  while (state.step < end && !stopping) {
     const record::Bytes bytes_before = record::bytes_sent();
-    if (const auto epoch = batches.epoch_begun(step)) log.say_epoch(*epoch);
-    const std::vector<TokenBatch> microbatches = next_batches(batches, step++, device.torch());
-    const StepView view{step, model, gradients, mesh};
+    if (const auto epoch = batches.epoch_begun(state.step)) log.say_epoch(*epoch);
+    const std::vector<TokenBatch> microbatches = next_batches(batches, state.step, device.torch());
+    advance(state, config);
+    const StepView view{state.step, model, gradients, mesh};
 
     const at::Tensor loss = run_schedule(schedule, model, microbatches, scale, gradients, mesh);
     if (observer.after_backward) observer.after_backward(view);
     const at::Tensor norm = gradients.norm();
     const at::Tensor factor = clip_factor(norm, training.grad_clip, gradients.flat().scalar_type());
-    optimizer.step(step, learning_rate(training, step), factor);
+    optimizer.step(state.updates, learning_rate(training, state.step), factor);
     if (observer.after_update) observer.after_update(view);
-    in_flight.push_back({step, sum_over_world(loss / mesh.sizes.tp, bytes_before, mesh), norm});
+    in_flight.push_back({state.step, state.trained_tokens,
+                         sum_over_world(loss / mesh.sizes.tp, clock.is_due(), bytes_before, mesh),
+                         norm});
 
-    const bool last = step == last_step(config);
+    const bool last = state.step == end;
     const bool evaluates =
-        training.eval_interval > 0 && (last || step % training.eval_interval == 0);
-    const size_t may_stay = device.is_cpu() || evaluates || last ? 0 : 1;
-    for (; in_flight.size() > may_stay; in_flight.pop_front()) {
-      StepMetrics metrics = read(in_flight.front(), training, tokens);
+        training.eval_interval > 0 && (last || state.step % training.eval_interval == 0);
+    bool saves = saver != nullptr && clock.saves(state.step, last);
+    // What is decided on a step's sums is decided one step late on a GPU, by every rank alike.
+    for (size_t may_stay = device.is_cpu() || evaluates || last || saves ? 0 : 1;
+         in_flight.size() > may_stay; in_flight.pop_front()) {
+      StepMetrics metrics = read(in_flight.front(), training);
+      stopping = stopping || metrics.stop_requests > 0;
+      saves = saves || (saver != nullptr && (stopping || metrics.save_requests > 0));
+      if (saves) may_stay = 0;
       metrics.step_seconds = watch.lap();
       metrics.memory_bytes = device.peak_memory_bytes();
-      if (evaluates && metrics.step == step)
+      if (evaluates && metrics.step == state.step)
         metrics.validation_loss = validate(model, run, mesh, device.torch());
-      stopping = stopping || in_flight.front().sums[1].item<double>() > 0;
       log.write(metrics);
       if (observer.after_reading) observer.after_reading(metrics);
       if (evaluates) watch.lap();
     }
+    if (saves) {
+      saver->save(describe_state(run, state));
+      clock.saved();
+      watch.lap();
+    }
+    if (saver != nullptr) log.write(saver->take_reports());
   }
 
-  if (run.rehearsal) return {.stopped = stopping, .folder = ""};
-  const std::string folder = save_model(model, run, mesh, step);
-  log.summary(folder, stopping);
-  return {stopping, folder};
+  if (saver != nullptr) {
+    saver->finish();
+    log.write(saver->take_reports());
+  }
+  return {stopping, log.summary(stopping)};
 }
 
 }  // namespace picotron

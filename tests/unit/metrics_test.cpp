@@ -66,7 +66,7 @@ TEST_F(MetricsTest, SetAsideNeverOverwrites) {
   EXPECT_EQ(set_aside(file.string()), (folder / "metrics.2.jsonl").string());
 
   fs::create_directories(folder / "200" / "model");
-  EXPECT_EQ(set_aside((folder / "200").string()), (folder / "200.1").string());
+  EXPECT_EQ(set_aside((folder / "200").string()), (folder / "200.old1").string());
   EXPECT_TRUE(fs::exists(folder / "200.1" / "model")) << "a folder goes as a whole";
 }
 
