@@ -60,6 +60,7 @@ int check_and_launch(const std::vector<std::string>& arguments) {
                       run.start->checkpoint.string(), run.start->state.train.step));
     return 0;
   }
+  check_save_dir(config.checkpoint.save_dir);
   return launch(options, [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
     for (const std::string& sentence : warnings(config)) log::warn(sentence);
     for (const std::string& sentence : run.warnings) log::warn(sentence);

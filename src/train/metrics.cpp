@@ -34,21 +34,16 @@ std::string human_format(double number) {
   return fmt::format("{:.2f}{}", number, suffixes[magnitude]);
 }
 
-RunLog::RunLog(const Run& run, const Device& device)
+RunLog::RunLog(const Run& run, const Device& device, int64_t last_step)
     : run_(run),
       silent_(run.rehearsal || !log::speaks()),
       device_(device),
-      last_step_(last_step(run)),
+      last_step_(last_step),
       on_terminal_(!silent_ && isatty(STDOUT_FILENO) != 0) {
   if (silent_) return;
   const std::string& folder = run.config.checkpoint.save_dir;
   path_ = folder + "/metrics.jsonl";
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) {
-    throw user_error("cannot create the folder {} ({}); choose another checkpoint.save_dir", folder,
-                     error.message());
-  }
+  check_save_dir(folder);
   file_.open(path_, std::ios::app);
   if (!file_)
     throw user_error(
@@ -72,7 +67,7 @@ double RunLog::mfu(double tokens_per_second) const {
 double RunLog::median_rate() const {
   std::vector<double> rates;
   for (const StepMetrics& m : history_)
-    rates.push_back(static_cast<double>(tokens_per_step(run_.config)) / m.step_seconds);
+    rates.push_back(static_cast<double>(m.tokens_per_step) / m.step_seconds);
   if (rates.size() > kWarmupSteps) rates.erase(rates.begin(), rates.begin() + kWarmupSteps);
   if (rates.empty()) return 0;
   std::nth_element(rates.begin(), rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2),
@@ -92,15 +87,14 @@ void RunLog::say_epoch(int64_t epoch) {
 void RunLog::write(const StepMetrics& m) {
   if (silent_) return;
   history_.push_back(m);
-  const double rate = static_cast<double>(tokens_per_step(run_.config)) / m.step_seconds;
+  const double rate = static_cast<double>(m.tokens_per_step) / m.step_seconds;
   const auto ranks = static_cast<double>(world_size(run_.config));
   const std::optional<int64_t> max_tokens = run_.config.training.max_tokens;
   std::string line = fmt::format(
       "[rank 0] Step: {:<5} | Loss: {:6.4f} | Global batch size: {:>7} | Tokens/s: {:>7} | "
       "Tokens/s/GPU: {:>7} | Tokens: {:>7}{} | MFU: {:5.2f}% | Memory usage: {:6.2f}GB",
-      m.step, m.loss, human_format(static_cast<double>(tokens_per_step(run_.config))),
-      human_format(rate), human_format(rate / ranks),
-      human_format(static_cast<double>(m.trained_tokens)),
+      m.step, m.loss, human_format(static_cast<double>(m.tokens_per_step)), human_format(rate),
+      human_format(rate / ranks), human_format(static_cast<double>(m.trained_tokens)),
       max_tokens ? "/" + human_format(static_cast<double>(*max_tokens)) : "", 100 * mfu(rate),
       static_cast<double>(m.memory_bytes) / 1e9);
   if (m.validation_loss) line += fmt::format(" | Validation loss: {:.4f}", *m.validation_loss);

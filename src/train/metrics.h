@@ -26,7 +26,7 @@ struct StepMetrics {
   int64_t step = 0;  // from 1
   double loss = 0;   // mean over all tokens of the global batch
   double grad_norm = 0, learning_rate = 0;
-  int64_t trained_tokens = 0;
+  int64_t trained_tokens = 0, tokens_per_step = 0;
   double step_seconds = 0;
   int64_t memory_bytes = 0;                     // peak, of this rank's process
   record::Bytes bytes{};                        // all ranks sent in this step, by axis
@@ -39,7 +39,7 @@ class RunLog {
  public:
   // Prints what is about to be trained and opens <save_dir>/metrics.jsonl, to append where the run
   // goes on in its folder. UserError where the folder cannot be written.
-  RunLog(const Run& run, const Device& device);
+  RunLog(const Run& run, const Device& device, int64_t last_step);
   ~RunLog();  // leaves the terminal clean
   RunLog(const RunLog&) = delete;
   RunLog& operator=(const RunLog&) = delete;

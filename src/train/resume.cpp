@@ -2,8 +2,10 @@
 #include "train/resume.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/files.h"
@@ -122,6 +124,16 @@ DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened,
                                 saved.shuffle ? "shuffled" : "not shuffled"));
   }
   return saved;
+}
+
+void check_save_dir(const fs::path& save_dir) {
+  std::error_code error;
+  fs::create_directories(save_dir, error);
+  if (!error && ::access(save_dir.c_str(), W_OK | X_OK) != 0)
+    error = std::error_code(errno, std::generic_category());
+  if (!error) return;
+  throw user_error("cannot write in the folder {} ({}); choose another checkpoint.save_dir",
+                   save_dir.string(), error.message());
 }
 
 bool goes_on_in_place(const fs::path& save_dir, const std::optional<Start>& start) {

@@ -35,6 +35,9 @@ std::vector<std::string> take_over(const Start& start, Config& config);
 DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened,
                         std::vector<std::string>& notes);
 
+// Makes save_dir where it is not there. UserError where nothing can be written in it.
+void check_save_dir(const std::filesystem::path& save_dir);
+
 // Whether the run's checkpoint lies in the folder that it saves to: then metrics.jsonl goes on.
 bool goes_on_in_place(const std::filesystem::path& save_dir, const std::optional<Start>& start);
 

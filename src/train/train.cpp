@@ -115,11 +115,12 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
   const auto saver = make_saver(run, rendezvous, gradients, model, optimizer);
   const Schedule schedule = schedule_of_stage(config, mesh.my.pp);
   const BatchLoader batches = training_loader(run, mesh, state.step);
-  RunLog log(run, device);
   SaveClock clock(config.checkpoint, training.total_train_steps);
 
-  const double scale = 1 / static_cast<double>(tokens_per_step(config));
+  const int64_t tokens = tokens_per_step(config);
+  const double scale = 1 / static_cast<double>(tokens);
   const int64_t end = last_step(run);
+  RunLog log(run, device, end);
   bool stopping = false;
   Stopwatch watch;  // a step lasts from the reading of the one before to its own reading
   std::deque<StepResult> in_flight;
@@ -148,6 +149,7 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
     for (size_t may_stay = device.is_cpu() || evaluates || last || saves ? 0 : 1;
          in_flight.size() > may_stay; in_flight.pop_front()) {
       StepMetrics metrics = read(in_flight.front(), training);
+      metrics.tokens_per_step = tokens;
       stopping = stopping || metrics.stop_requests > 0;
       saves = saves || (saver != nullptr && (stopping || metrics.save_requests > 0));
       if (saves) may_stay = 0;
