@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "checkpoint/files.h"
 #include "core/error.h"
 #include "dist/device.h"
 #include "model/architectures.h"
