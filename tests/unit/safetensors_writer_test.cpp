@@ -11,6 +11,7 @@
 #include <iterator>
 
 #include "checkpoint/safetensors.h"
+#include "checkpoint/files.h"
 #include "core/error.h"
 
 namespace picotron {
