@@ -54,6 +54,13 @@ std::vector<ShardedTensors> state_of(const Llama& model, const ShardedOptimizer&
 
 }  // namespace
 
+void check_start(const Run& run, const Mesh& mesh) {
+  if (!run.start) return;
+  const auto damage =
+      find_damage(run.start->checkpoint, run.start->state, mesh.global_rank, mesh.world_size);
+  if (damage) throw user_error("{}{}", *damage, remedy_for_damage(run.start->checkpoint));
+}
+
 void fill_first_values(const Run& run, const Llama& model, const at::Tensor& flat) {
   const ModelKeys& keys = run.config.model;
   const Parameters& parameters = model.parameters();

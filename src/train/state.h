@@ -11,6 +11,10 @@
 
 namespace picotron {
 
+// Reads this rank's share of the files of the checkpoint that the run starts from, once, against
+// their checksums. UserError naming what is damaged, and the checkpoint before it.
+void check_start(const Run& run, const Mesh& mesh);
+
 // The values of this rank's part when the run begins, in full precision, into a buffer of the
 // layout of parameters.flat(): a checkpoint's masters, a Hugging Face folder, or drawn.
 void fill_first_values(const Run& run, const Llama& model, const at::Tensor& flat);

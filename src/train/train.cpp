@@ -102,6 +102,7 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
 
   const Mesh mesh =
       make_mesh(axis_sizes(config), rendezvous, mesh_options(config, run.architecture));
+  check_start(run, mesh);
   Llama model(run.architecture, mesh, llama_options(run, mesh.my.pp, device.torch()));
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
                       {.zero_stage = static_cast<int>(config.distributed.zero_stage)});
