@@ -76,9 +76,12 @@ struct HeaderMistake : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Parses JSON, refusing what nlohmann-json would let pass: keys given twice (it keeps the last one)
-// and nesting that no honest file has.
+// Parses JSON, refusing what nlohmann-json would let pass: keys given twice (it keeps the last one),
+// nesting that no honest file has, and a NUL, at which it takes the text to end.
 json parse_strictly(std::string_view text, int max_depth) {
+  if (const size_t nul = text.find('\0'); nul != std::string_view::npos) {
+    throw HeaderMistake(fmt::format("its byte {} is 0", nul + 1));
+  }
   std::vector<std::set<std::string>> keys;
   const auto inspect = [&](int depth, json::parse_event_t event, json& parsed) {
     using Event = json::parse_event_t;
@@ -258,6 +261,10 @@ constexpr std::string_view kIndexFile = "model.safetensors.index.json";
 // tensor name -> file name, as the index says it.
 std::map<std::string, std::string> read_index(const fs::path& file) {
   const Mapping mapping = map_file(file);
+  if (mapping.size > kMaxHeaderBytes) {
+    throw user_error("{} is {} bytes long, above the limit of {}; download or export it again",
+                     file.string(), mapping.size, kMaxHeaderBytes);
+  }
   const std::string_view text(reinterpret_cast<const char*>(mapping.bytes.get()), mapping.size);
   json index;
   try {

@@ -14,6 +14,7 @@
 
 #include "core/config_table.h"
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace picotron {
 namespace {
@@ -21,7 +22,7 @@ namespace {
 using config_table::Field;
 using json_text::Value;
 
-constexpr std::streamsize largest_file = 16 << 20;  // a config has a few kilobytes
+constexpr std::streamsize largest_file = 1 << 20;  // a config has a few kilobytes
 
 std::string read_file(const std::string& path) {
   std::error_code ignored;
@@ -37,7 +38,7 @@ std::string read_file(const std::string& path) {
   while (file.read(piece.data(), static_cast<std::streamsize>(piece.size())), file.gcount() > 0) {
     text.append(piece.data(), static_cast<size_t>(file.gcount()));
     if (static_cast<std::streamsize>(text.size()) > largest_file) {
-      throw user_error("{}: larger than 16 MiB, which no configuration is; check --config", path);
+      throw user_error("{}: larger than 1 MiB, which no configuration is; check --config", path);
     }
   }
   return text;
@@ -79,7 +80,7 @@ class Builder {
           fmt::format("{}:{}:{}", name, section.place.line, section.place.column);
       if (!is_section(section.key)) {
         problem("{}: unknown section {}; {}", at, json_text::quote(shortened(section.key)),
-                section_suggestion(section.key));
+                is_shown() ? section_suggestion(section.key) : "");
       } else if (section.value.kind != Value::Kind::object) {
         problem("{}: \"{}\" is {}; it must be an object, {{…}}", at, section.key,
                 json_text::describe(section.value));
@@ -119,8 +120,11 @@ class Builder {
     problems_.push_back(fmt::format(format, std::forward<Args>(args)...));
   }
 
+  // user_errors counts the others: a search for what each may have meant would take a while.
+  bool is_shown() const { return problems_.size() < 3; }
+
   static std::string shortened(const std::string& text) {
-    return text.size() > 60 ? text.substr(0, 60) + "…" : text;
+    return text.size() > 60 ? fmt::format("{}…", utf8_prefix(text, 60)) : text;
   }
 
   void apply_key(const std::string& dotted, const json_text::Member& member,
@@ -129,7 +133,7 @@ class Builder {
     const Field* field = config_table::find(dotted);
     if (field == nullptr) {
       problem("{}:{}:{}: unknown key {}; {}", name, member.place.line, member.place.column,
-              shortened(dotted), suggestion(dotted));
+              shortened(dotted), is_shown() ? suggestion(dotted) : "");
       return;
     }
     const std::string at = fmt::format("{}:{}:{}: ", name, place.line, place.column);

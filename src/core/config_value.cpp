@@ -13,6 +13,7 @@
 
 #include "core/config_table.h"
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace picotron::config_table {
 namespace {
@@ -363,6 +364,8 @@ bool set(const Field& field, Config& config, const Value& value) {
 }
 
 Value from_text(const Field& field, const std::string& text, const std::string& spelled) {
+  // A config.json could not hold it.
+  if (!is_utf8(text)) throw user_error("{} is not UTF-8; give a value that is", spelled);
   Value value;
   value.kind = Value::Kind::string;
   value.text = text;

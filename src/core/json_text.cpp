@@ -3,10 +3,11 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cctype>
+#include <map>
 
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace picotron::json_text {
 namespace {
@@ -128,18 +129,17 @@ class Parser {
     advance();
     skip_space();
     if (peek() == '}') return advance();
+    std::map<std::string, int> lines;  // of the keys so far: a look at each before would be n²
     while (true) {
       skip_space();
       Member member;
       member.place = place_;
       member.key = string(value.members.empty() ? "a key in double quotes or '}'"
                                                 : "a key in double quotes after ','");
-      const auto same = [&](const Member& other) { return other.key == member.key; };
-      const auto twice = std::find_if(value.members.begin(), value.members.end(), same);
-      if (twice != value.members.end()) {
+      const auto [line, is_new] = lines.emplace(member.key, member.place.line);
+      if (!is_new) {
         throw user_error("{}:{}:{}: {} was given on line {} already; keep one of the two", name_,
-                         member.place.line, member.place.column, quote(member.key),
-                         twice->place.line);
+                         member.place.line, member.place.column, quote(member.key), line->second);
       }
       skip_space();
       if (peek() != ':') fail(fmt::format("expected ':' after {}", quote(member.key)), place_);
@@ -222,10 +222,12 @@ class Parser {
       if (static_cast<unsigned char>(c) < 0x20) fail("expected no control character", place_);
       if (c == '\\') {
         escape(out);
-      } else {
-        out += c;
-        advance();
+        continue;
       }
+      const size_t length = utf8_length(text_.substr(at_));
+      if (length == 0) fail("expected UTF-8", place_);
+      out += text_.substr(at_, length);
+      for (size_t i = 0; i < length; ++i) advance();
     }
   }
 
@@ -288,7 +290,7 @@ std::string describe(const Value& value) {
     case Value::Kind::number:
       return value.text.size() > 40 ? value.text.substr(0, 40) + "…" : value.text;
     case Value::Kind::string:
-      return value.text.size() > 40 ? quote(value.text.substr(0, 40)) + "…" : quote(value.text);
+      return value.text.size() > 40 ? quote(utf8_prefix(value.text, 40)) + "…" : quote(value.text);
     case Value::Kind::array:
       return "an array";
     case Value::Kind::object:

@@ -16,6 +16,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace picotron {
 namespace {

@@ -64,8 +64,4 @@ class WordTokenizer : public Tokenizer {
 // kind: "bytes" or "builtin:stories". UserError for any other.
 std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view kind);
 
-// `text` with every piece that is not well-formed UTF-8 replaced by U+FFFD, one for each maximal
-// ill-formed piece (Unicode 15, section 3.9).
-std::string replace_invalid_utf8(std::string_view text);
-
 }  // namespace picotron

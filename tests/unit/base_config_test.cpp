@@ -1,8 +1,10 @@
 // The configuration: what is refused and with which words, what is accepted and where it lands, and
 // that the table, the struct's defaults, the reference's defaults and docs/configuration.md say the
 // same.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -14,6 +16,7 @@
 #include "core/config_table.h"
 #include "core/error.h"
 #include "core/json_text.h"
+#include "core/utf8.h"
 
 namespace picotron {
 namespace {
@@ -67,10 +70,20 @@ const Bad bad_ones[] = {
     {"{} {}", {}, {"c.json:1:4: expected the end of the file"}},
     {"{ /* no end", {}, {"c.json:1:3: the comment that opens here needs a closing */"}},
     {std::string("{\0}", 3), {}, {"found the byte 0x00"}},
+    {"{\"dataset\": {\"name\": \"caf\xe9\"}}",
+     {},
+     {"c.json:1:26: expected UTF-8, found the byte 0xe9"}},
+    {"{\"dataset\": {\"name\": \"\xc0\xaf\"}}", {}, {"expected UTF-8, found the byte 0xc0"}},
+    {"{}", {"--save_dir", "caf\xe9"}, {"--save_dir is not UTF-8"}},
     {std::string(100000, '['), {}, {"at most 64 nested levels"}},
     {"{\"training\": {\"seed\": 1,\n \"seed\": 2}}",
      {},
      {"c.json:2:2: \"seed\" was given on line 1 already"}},
+    // What a message quotes commands no terminal and is cut between characters.
+    {"{\"training\": {\"\\u001b[2J\\n\": 1}}", {}, {"unknown key training.\\u001b[2J\\u000a; "}},
+    {"{\"\\u009b2J\": 1}", {}, {"unknown section \"\\u009b2J\""}},
+    {with("training", "seed", "\"" + std::string(39, 'x') + "é\""), {}, {"x\"…; it must be"}},
+    {with("training", std::string(50, 'x') + "é", "1"), {}, {"x…; "}},
     // The shape of the document.
     {"[]", {}, {"c.json: the configuration is an array; it must be an object"}},
     {"{\"training\": 3}", {}, {"c.json:1:2: \"training\" is 3; it must be an object"}},
@@ -227,6 +240,8 @@ TEST(ConfigTest, BadInputGetsAClearSentence) {
     }
     EXPECT_LE(std::count(message.begin(), message.end(), '\n'), 2) << message;
     EXPECT_LT(message.size(), 500u) << message;
+    EXPECT_EQ(message.find('\x1b'), std::string::npos) << message;
+    EXPECT_EQ(replace_invalid_utf8(message), message);
   }
 }
 
@@ -253,7 +268,17 @@ TEST(ConfigTest, FilesThatCannotBeRead) {
   EXPECT_NE(refused("no/such/config.json").find("no/such/config.json: cannot read"),
             std::string::npos);
   EXPECT_NE(refused(".").find(". is a folder"), std::string::npos);
-  EXPECT_NE(refused("/dev/zero").find("larger than 16 MiB"), std::string::npos);
+  EXPECT_NE(refused("/dev/zero").find("larger than 1 MiB"), std::string::npos);
+}
+
+// Names that are looked for among all that came before them, and among the known ones.
+TEST(ConfigTest, AMegabyteOfKeysIsRefusedInSeconds) {
+  std::string section;
+  for (int i = 0; section.size() < 1 << 20; ++i)
+    section += fmt::format("{}\"{:x}\":0", i == 0 ? "" : ",", i);
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_NE(refusal("{\"training\":{" + section + "}}").find("more mistakes"), std::string::npos);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
 }
 
 TEST(ConfigTest, CommentsAndSpellingsAreAccepted) {

@@ -130,6 +130,8 @@ TEST_F(DataFiles, HostileNpyIsOneSentence) {
       {npy_header("{'descr': '<u2'") + six, "is cut off or malformed"},
       {npy_header("{'descr' '<u2'}") + six, "lacks a colon"},
       {npy_header("{'color': 1}") + six, "has an unknown key 'color'"},
+      {npy_header("{'\x1b[2J\n': 1}") + six, "has an unknown key '\\u001b[2J\\u000a'"},
+      {npy_header(dict_of("\x7f\xc2\x9b", "(3,)")) + six, "holds '\\u007f\\u009b'"},
       {npy_header("{'descr': [('a', '<u2')]}") + six, "is structured"},
       {npy_header(dict_of("<u2", "(3,)", "Maybe")) + six, "fortran_order"},
       {npy_header(dict_of("<u2", "(3,)") + "x") + six, "goes on after its dict"},

@@ -115,6 +115,9 @@ TEST_F(Safetensors, HostileFilesAreRefused) {
       {"not JSON", file_of("{\"a\": oops}", 0), "not JSON from byte"},
       {"half a header", file_of("{\"a\":{\"dtype\":\"F32\"", 0), "not JSON from byte"},
       {"two values", file_of("{} {}", 0), "not JSON from byte"},
+      {"a NUL and anything", file_of(std::string("{}\0 hidden", 10), 0), "byte 3 is 0"},
+      {"a name that commands the terminal", file_of(R"({"\u001b[2J\n":7})", 0),
+       R"("\u001b[2J\u000a" is not an object)"},
       {"not UTF-8", file_of("{\"\xff\xfe\":" + good + "}", 8), "not JSON from byte"},
       {"a list", file_of("[1, 2]", 0), "does not begin with {"},
       {"space before", file_of(" {}", 0), "does not begin with {"},
@@ -225,6 +228,7 @@ TEST_F(Safetensors, LyingIndexesAreRefused) {
       {R"([1,2,3,4,5])", "\"weight_map\""},
       {R"({"weight_map":)", "not JSON from byte"},
       {R"({"weight_map":{"a":"x.safetensors","a":"x.safetensors"}})", "there twice"},
+      {std::string("{\"weight_map\":{\"a\":\"x.safetensors\"}}\0 hidden", 44), "byte 37 is 0"},
   };
   for (const auto& [index, says] : cases) {
     write("model/model.safetensors.index.json", index);
@@ -232,6 +236,9 @@ TEST_F(Safetensors, LyingIndexesAreRefused) {
     EXPECT_NE(message.find(says), std::string::npos) << index << ": " << message;
     EXPECT_NE(message.find("model.safetensors.index.json"), std::string::npos) << message;
   }
+  fs::resize_file(inside / "model.safetensors.index.json", 5'000'000'000);
+  EXPECT_NE(message_of([&] { SafetensorsFolder{inside}; }).find("5000000000 bytes long, above"),
+            std::string::npos);
   write("model/x.safetensors", a + "more");
   write("model/model.safetensors.index.json", R"({"weight_map":{"a":"x.safetensors"}})");
   EXPECT_NE(message_of([&] { SafetensorsFolder{inside}; }).find("model/x.safetensors"),
