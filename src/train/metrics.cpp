@@ -127,7 +127,9 @@ void RunLog::draw_progress(int64_t step) {
       static_cast<double>(step) / static_cast<double>(std::max<int64_t>(last_step_, 1));
   const double spent =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
-  const auto left = static_cast<int64_t>(spent / done * (1 - done));
+  // A run that goes on from a checkpoint has not spent time on the steps before it.
+  const double per_step = spent / static_cast<double>(std::max<size_t>(history_.size(), 1));
+  const auto left = static_cast<int64_t>(per_step * static_cast<double>(last_step_ - step));
   std::string bar(static_cast<size_t>(static_cast<double>(kWidth) * done), '=');
   if (bar.size() < kWidth) bar += '>';
   std::fputs(fmt::format("[{:<{}}] {}/{}  {:.0f}%  {}:{:02d} left", bar, kWidth, step, last_step_,

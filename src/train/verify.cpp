@@ -262,6 +262,8 @@ Run rehearse(const ShrunkRun& shrunk) {
   run.datasets.train = std::make_unique<RandomTokens>(shrunk.config.training.seq_length,
                                                       shrunk.architecture.vocab_size);
   run.dtype = scalar_type_of(*shrunk.config.model.dtype);
+  run.data.seed = static_cast<uint64_t>(shrunk.config.training.seed);
+  run.data.shuffle = shrunk.config.dataset.shuffle;
   run.rehearsal = true;
   return run;
 }

@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""What saving and loading cost: python3 bench/checkpoints.py [FOLDER]   (after ./run build; FOLDER: on the disk in question)
+
+Trains SmolLM-135M in float32 for a few steps on one rank and on two, saving beside `dd` with fsync on the same disk in
+turn, and prints: the rate of saving over that of dd, the pause of an asynchronous save over one copy of the state in
+memory, and how much the peak memory of a rank grows by saving, by saving asynchronously and by loading.
+"""
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BINARY = Path(__file__).parents[1] / "build" / "picotron"
+ROUNDS = 3
+FLAGS = (
+    "--model_name HuggingFaceTB/SmolLM-135M --dtype float32 --seq_len 64 --mbs 2 --use_cpu --training.num_samples 1000"
+).split()
+STATE = 134_515_008 * 4 * 3  # weights and two moments, in bytes
+
+
+def dd(folder):
+    """Bytes per second of dd with fsync, for as much as a checkpoint has."""
+    file = folder / "dd"
+    began = time.monotonic()
+    subprocess.run(
+        ["dd", "if=/dev/zero", f"of={file}", "bs=4M", f"count={STATE >> 22}", "conv=fsync"],
+        check=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    file.unlink()
+    return STATE / seconds
+
+
+def train(folder, *flags, ranks=1, steps=3, frequency=2):
+    """Runs and returns (what it printed, the peak memory of rank 0 in bytes at its last step)."""
+    command = [BINARY, "train", *FLAGS, "--dp", ranks, "--save_dir", folder, "--total_train_steps", steps]
+    command += ["--save_frequency", frequency, *flags]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return done.stdout, last["memory_bytes"]
+
+
+def reports(printed):
+    """(bytes, seconds, pause) of each checkpoint."""
+    lines = re.findall(r"Checkpoint \S+: (\S+) GB in (\S+) s, training paused (\S+) s", printed)
+    return [(float(a) * 1e9, float(b), float(c)) for a, b, c in lines]
+
+
+def copy_seconds():
+    """One copy of the state in memory that was touched before."""
+    source, target = bytearray(STATE), bytearray(STATE)
+    for each in (source, target):
+        each[:: os.sysconf("SC_PAGESIZE")] = b"\x01" * len(each[:: os.sysconf("SC_PAGESIZE")])
+    began = time.monotonic()
+    memoryview(target)[:] = source
+    return time.monotonic() - began
+
+
+def spread(values):
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def main():
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs") / "bench-checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        for ranks in (1, 2):
+            ratios, rates = [], []
+            for number in range(ROUNDS):
+                before = dd(folder)
+                printed, _ = train(folder / f"{ranks}-{number}", ranks=ranks)
+                shutil.rmtree(folder / f"{ranks}-{number}")
+                after = dd(folder)
+                size, seconds, _ = reports(printed)[0]
+                rates.append(size / seconds / 1e9)
+                ratios.append(size / seconds / ((before + after) / 2))
+            print(f"saving, {ranks} rank(s): {spread(rates)} GB/s, {spread(ratios)} of dd with fsync", flush=True)
+        _, plain = train(folder / "plain", frequency=1000, steps=4)
+        _, saved = train(folder / "saved", steps=3)
+        printed, asynchronous = train(folder / "async", "--async", steps=3)
+        _, loaded = train(folder / "saved", "--resume", "auto", steps=5, frequency=1000)
+        copies = [copy_seconds() for _ in range(ROUNDS)]
+        pause = reports(printed)[0][2]
+        ratio = pause / statistics.median(copies)
+        print(f"asynchronous save: pause {pause:.2f} s, one copy of the state {spread(copies)} s: {ratio:.2f} of it")
+        megabytes = lambda value: f"{(value - plain) / 1e6:+.0f} MB"  # noqa: E731
+        print(f"peak memory of a rank, {plain / 1e6:.0f} MB without: saving {megabytes(saved)}, loading "
+              f"{megabytes(loaded)}, saving asynchronously {megabytes(asynchronous)} of which the copy "
+              f"{STATE / 1e6:.0f} MB")  # fmt: skip
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+main()
