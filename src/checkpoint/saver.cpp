@@ -64,11 +64,13 @@ CheckpointSaver::~CheckpointSaver() {
 }
 
 void CheckpointSaver::check_shared_folder() const {
-  const fs::path file = options_.save_dir / ".seen-by-all-ranks";
-  const std::string word = fmt::format("{}", Clock::now().time_since_epoch().count());
+  // A name of its own each time: what another run has left proves nothing.
+  const at::Tensor number = at::full({1}, Clock::now().time_since_epoch().count(), at::kLong);
+  broadcast(number, 0, world_).wait();
+  const fs::path file = options_.save_dir / fmt::format(".seen-{}", number.item<int64_t>());
   on_rank(0, world_, [&] {
     fs::create_directories(options_.save_dir);
-    write_text_file(file, word);
+    write_text_file(file, "");
   });
   const auto deadline = Clock::now() + kSeen;
   std::error_code ignored;
