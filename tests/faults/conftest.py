@@ -107,6 +107,12 @@ def check_complaint(ended, code, says):
 
 
 @pytest.fixture
+def complains():
+    """complains(ended, code, says): as `fails`, of a run that has ended."""
+    return check_complaint
+
+
+@pytest.fixture
 def fails(start):
     """fails(arguments, code, says): it ends within 5 s with that code and at most 3 lines that hold each of `says`."""
 

@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import check_complaint
 
 SHIM = Path(__file__).parent / "shim" / "faulty_io.c"
 FLAGS = (
     "--hidden_size 32 --intermediate_size 64 --num_hidden_layers 3 --num_attention_heads 4 --num_key_value_heads 2 "
-    "--dtype float32 --seq_len 32 --mbs 2 --use_cpu --timeout_seconds 6 --shuffle --save_dir out --resume auto"
+    "--dtype float32 --seq_len 32 --mbs 1 --global_batch_size 2 --use_cpu --timeout_seconds 6 --shuffle --save_dir out --resume auto"
 ).split()
 
 
@@ -64,7 +63,7 @@ def check_history(folder):
     assert steps(folder) == list(range(1, len(steps(folder)) + 1))
 
 
-def kill_again_and_again(start, folder, times, seed):
+def kill_again_and_again(start, complains, folder, times, seed):
     """Starts, kills after a random time (one rank, or all at once), starts again in the same folder."""
     chance = random.Random(seed)
     lost = []
@@ -77,7 +76,7 @@ def kill_again_and_again(start, folder, times, seed):
         whom = running.children() if ranks > 1 else []
         if whom and chance.random() < 0.5:
             os.kill(chance.choice(whom), signal.SIGKILL)
-            check_complaint(running.end(within=20), 1, ["was ended by signal 9"])
+            complains(running.end(within=20), 1, ["was ended by signal 9"])
         else:
             running.kill()
             running.process.wait()
@@ -93,13 +92,13 @@ def kill_again_and_again(start, folder, times, seed):
     return lost
 
 
-def test_killed_at_any_moment_a_run_goes_on(start, tmp_path):
-    kill_again_and_again(start, tmp_path / "out", times=8, seed=1)
+def test_killed_at_any_moment_a_run_goes_on(start, complains, tmp_path):
+    kill_again_and_again(start, complains, tmp_path / "out", times=8, seed=1)
 
 
 @pytest.mark.slow
-def test_killed_200_times(start, tmp_path):
-    kill_again_and_again(start, tmp_path / "out", times=200, seed=2)
+def test_killed_200_times(start, complains, tmp_path):
+    kill_again_and_again(start, complains, tmp_path / "out", times=200, seed=2)
 
 
 def afflict(running, folder, chance, kind, cut):
@@ -120,7 +119,7 @@ def afflict(running, folder, chance, kind, cut):
     return f"rank {rank} (dp {rank}) has given no sign of life"
 
 
-def afflict_again_and_again(start, shim, folder, kinds, seed):
+def afflict_again_and_again(start, complains, shim, folder, kinds, seed):
     chance = random.Random(seed)
     for number, kind in enumerate(kinds):
         before = (complete(folder) or [0])[-1]
@@ -142,22 +141,22 @@ def afflict_again_and_again(start, shim, folder, kinds, seed):
             assert ended.code == 0, ended.err
         else:
             # Before the ranks know their places, they are named without.
-            check_complaint(ended, 1, [says if (complete(folder) or [0])[-1] > before else says.split(" (")[0]])
+            complains(ended, 1, [says if (complete(folder) or [0])[-1] > before else says.split(" (")[0]])
     ended = start(command(steps=(complete(folder) or [0])[-1] + 2)).end(within=30)
     assert ended.code == 0, ended.err
     check_history(folder)
 
 
-def test_what_happens_to_a_rank_is_named_and_the_run_goes_on(start, shim, tmp_path):
+def test_what_happens_to_a_rank_is_named_and_the_run_goes_on(start, complains, shim, tmp_path):
     kinds = ["killed", "stopped", "cut off", "delayed", "killed", "cut off"]
-    afflict_again_and_again(start, shim, tmp_path / "out", kinds, seed=3)
+    afflict_again_and_again(start, complains, shim, tmp_path / "out", kinds, seed=3)
 
 
 @pytest.mark.slow
-def test_a_hundred_misfortunes(start, shim, tmp_path):
+def test_a_hundred_misfortunes(start, complains, shim, tmp_path):
     chance = random.Random(4)
     kinds = [chance.choice(["killed", "stopped", "cut off", "delayed"]) for _ in range(100)]
-    afflict_again_and_again(start, shim, tmp_path / "out", kinds, seed=5)
+    afflict_again_and_again(start, complains, shim, tmp_path / "out", kinds, seed=5)
 
 
 # ------------------------------------------------------------------------------------- disks
@@ -189,11 +188,11 @@ FAILING = {
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("environment, says", FAILING.values(), ids=FAILING.keys())
-def test_a_disk_that_fails_ends_the_run_and_keeps_what_is_there(start, shim, saved, environment, says, ranks):
+def test_a_disk_that_fails_ends_the_run_and_keeps_what_is_there(start, complains, shim, saved, environment, says, ranks):
     more = ["--async"] if says.startswith("input") else []
     environment = environment | {"LD_PRELOAD": shim}
     ended = start(command("--dp", ranks, *more, steps=8, frequency=2), environment=environment).end(within=30)
-    check_complaint(ended, 1, [".partial/"])
+    complains(ended, 1, [".partial/"])
     assert says in ended.err.lower()
     assert complete(saved) == [2, 4]
     assert not list(saved.glob("*.partial"))
@@ -202,13 +201,13 @@ def test_a_disk_that_fails_ends_the_run_and_keeps_what_is_there(start, shim, sav
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_small_disk(start, tmp_path):
+def test_a_small_disk(start, complains, tmp_path):
     (tmp_path / "out").mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path / "out"], check=False).returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     try:
         ended = start(command(steps=1000)).end(within=60)
-        check_complaint(ended, 1, ["make room or choose another folder"])
+        complains(ended, 1, ["make room or choose another folder"])
         kept = complete(tmp_path / "out")
         assert kept and kept == list(range(1, len(kept) + 1))
         assert not list((tmp_path / "out").glob("*.partial"))
