@@ -32,6 +32,7 @@ struct StepMetrics {
   record::Bytes bytes{};                        // all ranks sent in this step, by axis
   double stop_requests = 0, save_requests = 0;  // how many ranks want to
   std::optional<double> validation_loss;
+  bool loss_spike = false;  // far above its recent course (train/health.h)
 };
 
 // Of every rank, but only rank 0 prints and writes, and in a rehearsal nobody does.

@@ -16,6 +16,7 @@
 #include "dist/collectives.h"
 #include "dist/launch.h"
 #include "train/batches.h"
+#include "train/health.h"
 #include "train/layout.h"
 #include "train/learning_rate.h"
 #include "train/metrics.h"
@@ -65,26 +66,15 @@ at::Tensor sum_over_world(const at::Tensor& loss, bool save_is_due,
 
 constexpr size_t kFlags = 3;  // figures before the bytes
 
-// Waits for the device. Every rank reads the same numbers. RunError where they are not finite: the
-// optimizer has then changed nothing.
+// Waits for the device. Every rank reads the same numbers.
 StepMetrics read(const StepResult& result, const Training& training) {
   const at::Tensor sums = result.sums.to(at::kCPU);
-  const double loss = sums[0].item<double>(), norm = result.norm.item<double>();
-  if (!std::isfinite(loss) || !std::isfinite(norm)) {
-    const auto text = [](double value) {
-      return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
-    };
-    throw run_error(
-        "step {}: loss {} and gradient norm {}; a lower training.learning_rate or "
-        "training.grad_clip 1.0 may help",
-        result.step, text(loss), text(norm));
-  }
   record::Bytes bytes{};
   for (size_t i = 0; i < bytes.size(); ++i)
     bytes[i] = static_cast<int64_t>(sums[static_cast<int64_t>(kFlags + i)].item<double>());
   return {.step = result.step,
-          .loss = loss,
-          .grad_norm = norm,
+          .loss = sums[0].item<double>(),
+          .grad_norm = result.norm.item<double>(),
           .learning_rate = learning_rate(training, result.step),
           .trained_tokens = result.trained_tokens,
           .bytes = bytes,
@@ -123,6 +113,7 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
   const int64_t end = last_step(run);
   RunLog log(run, device, end);
   bool stopping = false;
+  at::Tensor factor = at::zeros({}, gradients.flat().options());  // that clips the gradients
   Stopwatch watch;  // a step lasts from the reading of the one before to its own reading
   std::deque<StepResult> in_flight;
   while (state.step < end && !stopping) {
@@ -134,8 +125,10 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
 
     const at::Tensor loss = run_schedule(schedule, model, microbatches, scale, gradients, mesh);
     if (observer.after_backward) observer.after_backward(view);
-    const at::Tensor norm = gradients.norm();
-    const at::Tensor factor = clip_factor(norm, training.grad_clip, gradients.flat().scalar_type());
+    const at::Tensor norm = gradients.norm(loss);
+    // Once NaN, always NaN: after a step that is not finite no update changes anything.
+    factor = clip_factor(norm, training.grad_clip, factor.scalar_type()) + 0 * factor;
+    check_replicas(state.step, run, mesh, model.parameters());
     optimizer.step(state.updates, learning_rate(training, state.step), factor);
     if (observer.after_update) observer.after_update(view);
     in_flight.push_back({state.step, state.trained_tokens,
@@ -151,6 +144,12 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
          in_flight.size() > may_stay; in_flight.pop_front()) {
       StepMetrics metrics = read(in_flight.front(), training);
       metrics.tokens_per_step = tokens;
+      if (!is_finite(metrics))
+        stop_at({.metrics = metrics,
+                 .batches = next_batches(batches, metrics.step - 1, device.torch()),
+                 .overwritten = metrics.step < state.step},
+                run, mesh, model, gradients);
+      metrics.loss_spike = note_loss(state.loss, metrics.loss);
       stopping = stopping || metrics.stop_requests > 0;
       saves = saves || (saver != nullptr && (stopping || metrics.save_requests > 0));
       if (saves) may_stay = 0;
