@@ -141,6 +141,7 @@ struct Logging {
   bool use_wandb = false;
   std::string project_name = "picotron";
   std::optional<std::string> run_name;
+  int64_t desync_check = 0;  // steps; 0: never
 };
 
 // Strings in the file, as the reference has them. The process's own environment wins

@@ -285,6 +285,9 @@ const Field fields[] = {
    {}, {}, "use_wandb", warned("the metrics are in metrics.jsonl")},
   {AT(logging, project_name), reference, "The project there.", {}, {}, "project_name"},
   {AT(logging, run_name), reference, "The run's name there.", {}, "the folder's name", "run_name"},
+  {AT(logging, desync_check), ours,
+   "Steps from one comparison of the replicas' weights, bit for bit, to the next; 0 is off.",
+   steps_or_off, {}, "desync_check"},
 
   {AT(environment, OMP_NUM_THREADS), reference, "Threads of a rank.",
    from(1, 4096), "the host's cores over its ranks"},

@@ -67,6 +67,7 @@ class Llama : public Stage {
   at::Tensor evaluate(int chunk, const TokenBatch& batch, const at::Tensor& x,
                       const at::Tensor& loss) override;
   at::Tensor empty_input(const TokenBatch& batch) const override;
+  void set_recompute(Recompute recompute) { recompute_ = recompute; }  // of forwards to come
 
   // The stream before the head, nothing kept: [tokens/sp, hidden]. Of a model in one stage.
   at::Tensor normed_states(const TokenBatch& batch) { return chunk_forward(0, batch, {}, nullptr); }
@@ -91,8 +92,7 @@ class Llama : public Stage {
   bool ends_with_loss(int chunk) const {
     return mesh_.is_last_stage() && chunk + 1 == ssize(chunks_);
   }
-  // The chunk's input, or that of the model → its output, or the normed stream before the head.
-  // `kept` null: for no backward.
+  // The chunk's input or the ids → its output or the last norm's. `kept` null: for no backward.
   at::Tensor chunk_forward(int chunk, const TokenBatch& batch, const at::Tensor& input,
                            LlamaSaved* kept);
   // The stream is x + delta; delta may be undefined. As far as saved.act: down_proj is left.

@@ -79,8 +79,9 @@ class Gradients {
   // of it does.
   void finish();
 
-  // ‖g‖₂ over the world, each parameter once: 0-dim float64 on the device. After finish().
-  at::Tensor norm() const;
+  // ‖g‖₂ over the world, each parameter once: 0-dim float64 on the device. After finish(). NaN
+  // where any rank's `loss` (0-dim) is not finite: so this one number tells whether a step counts.
+  at::Tensor norm(const at::Tensor& loss = {}) const;
 
   // What the optimizer of this rank updates: my part of each bucket (ZeRO-1) or all of each
   // (zero_stage 0).

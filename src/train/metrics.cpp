@@ -118,6 +118,7 @@ void RunLog::write(const StepMetrics& m) {
       human_format(rate / ranks), human_format(static_cast<double>(m.trained_tokens)),
       max_tokens ? "/" + human_format(static_cast<double>(*max_tokens)) : "", 100 * mfu(rate),
       static_cast<double>(m.memory_bytes) / 1e9);
+  if (m.loss_spike) line += " | Loss spike";
   if (m.validation_loss) line += fmt::format(" | Validation loss: {:.4f}", *m.validation_loss);
   print(line);
 
@@ -137,6 +138,7 @@ void RunLog::write(const StepMetrics& m) {
     json[fmt::format("bytes_{}", record::name_of(axis))] = m.bytes[static_cast<size_t>(axis)];
   }
   if (m.validation_loss) json["validation_loss"] = *m.validation_loss;
+  if (m.loss_spike) json["loss_spike"] = true;
   file_ << json.dump() << '\n' << std::flush;
   if (!file_) throw run_error("cannot write {} at step {}: is the disk full?", path_, m.step);
   if (on_terminal_) draw_progress(m.step);

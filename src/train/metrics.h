@@ -30,6 +30,7 @@ struct StepMetrics {
   int64_t memory_bytes = 0;  // peak, of this rank's process
   record::Bytes bytes{};     // all ranks sent in this step, by axis
   std::optional<double> validation_loss;
+  bool loss_spike = false;  // far above its recent course (train/health.h)
 };
 
 // Of every rank, but only rank 0 prints and writes, and in a rehearsal nobody does.

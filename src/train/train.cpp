@@ -22,6 +22,7 @@
 #include "dist/launch.h"
 #include "model/initial_values.h"
 #include "model/llama.h"
+#include "train/health.h"
 #include "train/layout.h"
 #include "train/learning_rate.h"
 #include "train/metrics.h"
@@ -132,26 +133,15 @@ at::Tensor sum_over_world(const at::Tensor& loss, const record::Bytes& bytes_bef
   return sums;
 }
 
-// Waits for the device. Every rank reads the same numbers. RunError where they are not finite: the
-// optimizer has then changed nothing.
+// Waits for the device. Every rank reads the same numbers.
 StepMetrics read(const StepResult& result, const Training& training, int64_t tokens_per_step) {
   const at::Tensor sums = result.sums.to(at::kCPU);
-  const double loss = sums[0].item<double>(), norm = result.norm.item<double>();
-  if (!std::isfinite(loss) || !std::isfinite(norm)) {
-    const auto text = [](double value) {
-      return std::isnan(value) ? "NaN" : fmt::format("{:.4g}", value);
-    };
-    throw run_error(
-        "step {}: loss {} and gradient norm {}; a lower training.learning_rate or "
-        "training.grad_clip 1.0 may help",
-        result.step, text(loss), text(norm));
-  }
   record::Bytes bytes{};
   for (size_t i = 0; i < bytes.size(); ++i)
     bytes[i] = static_cast<int64_t>(sums[static_cast<int64_t>(2 + i)].item<double>());
   return {.step = result.step,
-          .loss = loss,
-          .grad_norm = norm,
+          .loss = sums[0].item<double>(),
+          .grad_norm = result.norm.item<double>(),
           .learning_rate = learning_rate(training, result.step),
           .trained_tokens = result.step * tokens_per_step,
           .tokens_per_step = tokens_per_step,
@@ -194,6 +184,8 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
   const double scale = 1 / static_cast<double>(tokens);
   int64_t step = 0;  // steps done
   bool stopping = false;
+  LossHistory losses;
+  at::Tensor factor = at::zeros({}, gradients.flat().options());
   Stopwatch watch;  // a step lasts from the reading of the one before to its own reading
   std::deque<StepResult> in_flight;
   while (step < last_step(config) && !stopping) {
@@ -204,8 +196,10 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
 
     const at::Tensor loss = run_schedule(schedule, model, microbatches, scale, gradients, mesh);
     if (observer.after_backward) observer.after_backward(view);
-    const at::Tensor norm = gradients.norm();
-    const at::Tensor factor = clip_factor(norm, training.grad_clip, gradients.flat().scalar_type());
+    const at::Tensor norm = gradients.norm(loss);
+    // Once NaN, always NaN: after a step that is not finite no update changes anything.
+    factor = clip_factor(norm, training.grad_clip, factor.scalar_type()) + 0 * factor;
+    check_replicas(step, run, mesh, model.parameters());
     optimizer.step(step, learning_rate(training, step), factor);
     if (observer.after_update) observer.after_update(view);
     in_flight.push_back({step, sum_over_world(loss / mesh.sizes.tp, bytes_before, mesh), norm});
@@ -216,6 +210,12 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
     const size_t may_stay = device.is_cpu() || evaluates || last ? 0 : 1;
     for (; in_flight.size() > may_stay; in_flight.pop_front()) {
       StepMetrics metrics = read(in_flight.front(), training, tokens);
+      if (!is_finite(metrics))
+        stop_at({.metrics = metrics,
+                 .batches = next_batches(batches, metrics.step - 1, device.torch()),
+                 .overwritten = metrics.step < step},
+                run, mesh, model, gradients);
+      metrics.loss_spike = note_loss(losses, metrics.loss);
       metrics.step_seconds = watch.lap();
       metrics.memory_bytes = device.peak_memory_bytes();
       if (evaluates && metrics.step == step)

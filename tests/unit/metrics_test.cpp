@@ -137,6 +137,7 @@ TEST_F(RunLogTest, EveryStepIsOneJsonLineWithEveryKeyAndAllDigits) {
     log.write(step_of(1));
     StepMetrics second = step_of(2);
     second.validation_loss = 1.0 / 9;
+    second.loss_spike = true;
     log.write(second);
   });
   const auto json = lines();
@@ -166,9 +167,11 @@ TEST_F(RunLogTest, EveryStepIsOneJsonLineWithEveryKeyAndAllDigits) {
       EXPECT_EQ(json[0][key].get<double>(), value) << key;
   }
   EXPECT_FALSE(json[0].contains("validation_loss")) << "only on steps that evaluate";
+  EXPECT_FALSE(json[0].contains("loss_spike")) << "only on steps that are one";
   EXPECT_EQ(json[0].size(), expected.size());
   EXPECT_EQ(json[1]["validation_loss"].get<double>(), 1.0 / 9);
   EXPECT_EQ(json[1]["trained_tokens"].get<int64_t>(), 8192);
+  EXPECT_EQ(json[1]["loss_spike"], true);
 }
 
 TEST_F(RunLogTest, TheStepLineIsTheReferences) {
@@ -191,10 +194,12 @@ TEST_F(RunLogTest, TheStepLineIsTheReferences) {
     RunLog log(limited, device, 12);
     StepMetrics m = step_of(12);
     m.validation_loss = 1.5;
+    m.loss_spike = true;
     log.write(m);
   });
   EXPECT_NE(with_limit.find("Tokens:  49.15K/100.00K |"), std::string::npos) << with_limit;
-  EXPECT_NE(with_limit.find("| Validation loss: 1.5000\n"), std::string::npos) << with_limit;
+  EXPECT_NE(with_limit.find("GB | Loss spike | Validation loss: 1.5000\n"), std::string::npos)
+      << with_limit;
 }
 
 TEST_F(RunLogTest, AnEarlierRunsMetricsAreKept) {
