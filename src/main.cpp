@@ -16,6 +16,8 @@ constexpr picotron::Command kCommands[] = {
     {"create-config", "write a config.json from flags", picotron::create_config_command},
     {"config", "explain the keys of a configuration, or print one in full",
      picotron::config_command},
+    {"checkpoint", "list, show, verify, export, compare and prune checkpoints",
+     picotron::checkpoint_command},
     {"export", "write a checkpoint as a Hugging Face folder", picotron::export_command},
     {"plan", "say, before anything runs, who holds what, memory, bytes and waiting; or --search",
      picotron::plan_command},

@@ -21,15 +21,6 @@ constexpr const char* kStateFile = "state.json";
 constexpr const char* kFormat = "picotron checkpoint";
 constexpr int kMaxDepth = 8;
 
-// A step's folder: digits and nothing else.
-std::optional<int64_t> step_of(const fs::path& folder) {
-  const std::string name = folder.filename().string();
-  int64_t step = 0;
-  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), step);
-  const bool is_number = error == std::errc() && end == name.data() + name.size() && step >= 0;
-  return is_number ? std::optional(step) : std::nullopt;
-}
-
 bool is_complete(const fs::path& folder) {
   std::error_code unreadable;
   return fs::is_regular_file(folder / kStateFile, unreadable);
@@ -229,6 +220,14 @@ CheckpointState parse_state(std::string_view text, const fs::path& file) {
 CheckpointState read_state(const fs::path& checkpoint) {
   const fs::path file = checkpoint / kStateFile;
   return parse_state(read_text_file(file), file);
+}
+
+std::optional<int64_t> step_of(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  int64_t step = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), step);
+  const bool is_number = error == std::errc() && end == name.data() + name.size() && step >= 0;
+  return is_number ? std::optional(step) : std::nullopt;
 }
 
 std::vector<CheckpointEntry> list_checkpoints(const fs::path& save_dir) {

@@ -76,6 +76,9 @@ CheckpointState parse_state(std::string_view text, const std::filesystem::path& 
 // Of <checkpoint>/state.json.
 CheckpointState read_state(const std::filesystem::path& checkpoint);
 
+// The step that a folder is named by: digits and nothing else.
+std::optional<int64_t> step_of(const std::filesystem::path& folder);
+
 struct CheckpointEntry {
   int64_t step = 0;
   std::filesystem::path folder;

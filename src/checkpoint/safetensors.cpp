@@ -209,6 +209,13 @@ int64_t stored_type_bits(StoredType type) {
   return info_of(type).bits;
 }
 
+void release_pages(std::span<const std::byte> bytes) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size()) / page * page;
+  if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 SafetensorsFile::SafetensorsFile(const fs::path& file) {
   const Mapping mapping = map_file(file);
   mapping_ = mapping.bytes;

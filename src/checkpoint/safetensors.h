@@ -44,6 +44,9 @@ struct StoredTensor {
   std::span<const std::byte> bytes;  // in the mapping; its address may be unaligned
 };
 
+// Gives mapped pages of a file back: they are the file's, and can be read again.
+void release_pages(std::span<const std::byte> bytes);
+
 // One file, mapped for as long as this object lives. Throws UserError naming the file when it is
 // missing, unreadable or not as the format demands.
 class SafetensorsFile {

@@ -3,8 +3,6 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <exception>
@@ -56,14 +54,6 @@ void for_each_rectangle(
     visit(rows.narrow(0, row, height).narrow(1, place.column + column, width), i - begin);
     i += height * width;
   }
-}
-
-// Gives mapped pages of a file back: they are the file's, and can be read again.
-void release_pages(std::span<const std::byte> bytes) {
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
-  const auto end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size()) / page * page;
-  if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 // The embedding, each layer, the last norm and the head: a file each, in the order of the model.

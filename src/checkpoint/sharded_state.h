@@ -91,7 +91,8 @@ class ShardedWriter {
   void exchange_owners(const std::vector<LocalPart>& parts);
   void choose_writers();
   std::vector<Piece> pieces_of(int writer, const std::vector<ShardedTensors>& tensors) const;
-  // Moves the parts of one piece of each writer; returns mine, whole, or nothing where I write none.
+  // Moves the parts of one piece of each writer; returns mine, whole, or nothing where I write
+  // none.
   at::Tensor assemble(const std::vector<const Piece*>& by_writer) const;
   std::vector<TensorHeader> headers(const ShardedTensors& tensors, const File& file) const;
 

@@ -2,6 +2,8 @@
 // exit code; what goes wrong it throws (core/error.h), to be caught once in main.cpp, which holds
 // the table of commands.
 #pragma once
+#include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -14,6 +16,7 @@ struct Command {
 };
 
 int bench_command(const std::vector<std::string>& arguments);
+int checkpoint_command(const std::vector<std::string>& arguments);
 int config_command(const std::vector<std::string>& arguments);
 int create_config_command(const std::vector<std::string>& arguments);
 int explain_command(const std::vector<std::string>& arguments);
@@ -22,5 +25,10 @@ int generate_command(const std::vector<std::string>& arguments);
 int plan_command(const std::vector<std::string>& arguments);
 int train_command(const std::vector<std::string>& arguments);
 int verify_command(const std::vector<std::string>& arguments);
+
+// What `export` and `checkpoint export` share: writes the model folder that `find_model` finds to
+// `out`, its weights in a dtype by name, "" as they are.
+void write_export(const std::function<std::filesystem::path()>& find_model, const std::string& out,
+                  const std::string& dtype_name);
 
 }  // namespace picotron

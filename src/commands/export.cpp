@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -15,18 +16,9 @@
 
 namespace picotron {
 
-int export_command(const std::vector<std::string>& arguments) {
+void write_export(const std::function<std::filesystem::path()>& find_model, const std::string& out,
+                  const std::string& dtype_name) {
   namespace fs = std::filesystem;
-  CLI::App app("Write a checkpoint as a Hugging Face folder that transformers loads.", "export");
-  std::string checkpoint, out, dtype_name;
-  app.add_option("--checkpoint", checkpoint,
-                 "A save_dir (its newest step), a step's folder, or a Hugging Face folder")
-      ->required();
-  app.add_option("--out", out, "The folder to write; it must be absent or empty")->required();
-  app.add_option("--dtype", dtype_name,
-                 "float32 or bfloat16; without it the weights stay as they are");
-  if (const std::optional<int> done = parse(app, arguments)) return *done;
-
   std::optional<DType> dtype;
   if (dtype_name == "float32") {
     dtype = DType::float32;
@@ -37,12 +29,26 @@ int export_command(const std::vector<std::string>& arguments) {
   }
   std::error_code ignored;
   if (fs::exists(out, ignored) && !(fs::is_directory(out, ignored) && fs::is_empty(out, ignored))) {
-    throw user_error("--out {} is there and not an empty folder; choose another", out);
+    throw user_error("{} is there and not an empty folder; choose another folder to write", out);
   }
-  const fs::path model = find_model_folder(checkpoint);
+  const fs::path model = find_model();
   const int64_t bytes = copy_huggingface(model, out, dtype);
   log::print(fmt::format("wrote {} from {}: {:.2f} MB of weights", out, model.string(),
                          static_cast<double>(bytes) / 1e6));
+}
+
+int export_command(const std::vector<std::string>& arguments) {
+  CLI::App app("Write a checkpoint as a Hugging Face folder that transformers loads.", "export");
+  std::string checkpoint, out, dtype_name;
+  app.add_option("--checkpoint", checkpoint,
+                 "A save_dir (its newest step), a step's folder, or a Hugging Face folder")
+      ->required();
+  app.add_option("--out", out, "The folder to write; it must be absent or empty")->required();
+  app.add_option("--dtype", dtype_name,
+                 "float32 or bfloat16; without it the weights stay as they are");
+  if (const std::optional<int> done = parse(app, arguments)) return *done;
+
+  write_export([&] { return find_model_folder(checkpoint); }, out, dtype_name);
   return 0;
 }
 

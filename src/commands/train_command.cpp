@@ -49,7 +49,8 @@ int check_and_launch(const std::vector<std::string>& arguments) {
       .timeout = std::chrono::milliseconds(
           static_cast<int64_t>(1000 * config.distributed.timeout_seconds)),
       .threads_per_rank = static_cast<int>(environment.OMP_NUM_THREADS.value_or(0)),
-      .argv = argv};
+      .argv = argv,
+      .report_folder = config.checkpoint.save_dir};
   // What files and keys get wrong is found before a rank is started, and said once.
   const Run run = prepare_run(config, on_gpu);
   if (run.start && run.start->state.train.step >= last_step(run)) {
@@ -81,6 +82,7 @@ int check_and_launch(const std::vector<std::string>& arguments) {
 }  // namespace
 
 int train_command(const std::vector<std::string>& arguments) {
+  heed_signals();
   try {
     return check_and_launch(arguments);
   } catch (const UserError&) {

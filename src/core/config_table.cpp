@@ -270,7 +270,7 @@ const Field fields[] = {
    "A checkpoint, or a save_dir (its newest complete one), to go on from; empty is none.",
    {}, {}, "load_path"},
   {AT(checkpoint, resume), ours,
-   "auto goes on from the newest complete checkpoint of save_dir, else from load_path, else starts.",
+   "auto goes on from save_dir's newest complete checkpoint, else from load_path, else starts.",
    {}, {}, "resume"},
   {AT(checkpoint, save_seconds), ours, "Seconds between two checkpoints; 0 is off.",
    from(0, 1e9), {}, "save_seconds"},

@@ -30,6 +30,7 @@ uint64_t Recorder::begin(Entry entry) {
   entry.sequence = ++count_;
   entry.begin_ns = now_ns();
   entry.about = about_;
+  if (entry.kind == Kind::collective) entry.nth = ++collectives_[static_cast<size_t>(entry.axis)];
   bytes_[static_cast<size_t>(entry.axis)] += entry.bytes;
   flops_ += entry.flops;
   ring_[entry.sequence % ring_.size()] = entry;
@@ -60,6 +61,11 @@ std::vector<Entry> Recorder::entries() const {
 int64_t Recorder::bytes(Axis axis) const {
   std::lock_guard lock(mutex_);
   return bytes_[static_cast<size_t>(axis)];
+}
+
+Counts Recorder::collectives() const {
+  std::lock_guard lock(mutex_);
+  return collectives_;
 }
 
 double Recorder::product_flops() const {

@@ -36,6 +36,7 @@ enum class Kind : uint8_t {
 enum class Axis : uint8_t { none, tp, cp, pp, dp_cp, world };
 inline constexpr int kAxes = 6;
 const char* name_of(Axis axis);
+using Counts = std::array<uint64_t, kAxes>;  // by axis
 
 struct Entry {
   uint64_t sequence = 0;  // counts from 1 on each rank
@@ -51,6 +52,7 @@ struct Entry {
   int32_t about = -1;  // index of the Weight at work (About); -1: none
   int32_t ranks = 0;   // in the group that communicates
   int32_t peer = -1;   // global rank at the other end of a send or receive
+  uint64_t nth = 0;    // of a collective: its number on its axis, the same on each of its ranks
 };
 
 // One per rank. Thread-safe; the newest `capacity` entries are kept, the counters count them all.
@@ -58,11 +60,12 @@ class Recorder {
  public:
   explicit Recorder(int global_rank = 0, size_t capacity = 4096);
   int global_rank() const { return global_rank_; }
-  uint64_t begin(Entry entry);         // stamps sequence, begin_ns and about; returns the sequence
-  void end(uint64_t sequence);         // stamps end_ns, if the entry is still in the ring
-  Entry newest() const;                // the entry begun last; sequence 0 if none
+  uint64_t begin(Entry entry);  // stamps sequence, begin_ns, about and nth; returns the sequence
+  void end(uint64_t sequence);  // stamps end_ns, if the entry is still in the ring
+  Entry newest() const;         // the entry begun last; sequence 0 if none
   std::vector<Entry> entries() const;  // oldest first
   int64_t bytes(Axis axis) const;      // sent on this axis since the start
+  Counts collectives() const;          // begun since the start
   double product_flops() const;        // of products and attention since the start
   // What the entries that follow are about; returns what it was. See About.
   int32_t exchange_about(int32_t weight);
@@ -73,6 +76,7 @@ class Recorder {
   std::vector<Entry> ring_;
   uint64_t count_ = 0;
   std::array<int64_t, kAxes> bytes_{};
+  Counts collectives_{};
   double flops_ = 0;
   int32_t about_ = -1;
 };

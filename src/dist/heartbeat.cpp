@@ -26,12 +26,21 @@ constexpr std::chrono::milliseconds kGlance{100};
 constexpr std::chrono::milliseconds kSilent{1800};
 // Of the destructor, with a store that does not answer.
 constexpr std::chrono::milliseconds kPatience{1000};
+// Of a report, with the store.
+constexpr std::chrono::milliseconds kPatienceOfReport{2000};
 
 std::string beat_key(int rank) {
   return fmt::format("beat/{}", rank);
 }
 std::string ended_key(int rank) {
   return fmt::format("ended/{}", rank);
+}
+std::string operations_key(int rank) {
+  return fmt::format("operations/{}", rank);
+}
+// check() before get(): get() would wait for a key that nobody may ever write.
+std::string read_key(c10d::Store& store, const std::string& key) {
+  return store.check({key}) ? store.get_to_str(key) : "";
 }
 
 struct Peer {
@@ -45,35 +54,17 @@ struct Peer {
   std::string error;  // why it ended; empty if as it should
 };
 
-// "receive over pp from rank 2, in forward of microbatch 1": an entry and the action that it is in.
-std::string describe(const record::Entry& entry, const std::vector<record::Entry>& all) {
-  std::string text = entry.what;
-  if (entry.kind == record::Kind::action)
-    return fmt::format("{} of microbatch {}", text, entry.shape[0]);
-  if (entry.axis != record::Axis::none)
-    text += fmt::format(" over {}", record::name_of(entry.axis));
-  if (entry.peer >= 0)
-    text += fmt::format(" {} rank {}", text.starts_with("send") ? "to" : "from", entry.peer);
-  const auto in = std::find_if(all.rbegin(), all.rend(), [&](const record::Entry& action) {
-    return action.kind == record::Kind::action && action.sequence < entry.sequence;
-  });
-  const bool goes_on = in != all.rend() && (in->end_ns == 0 || in->end_ns >= entry.begin_ns);
-  return goes_on ? fmt::format("{}, in {}", text, describe(*in, all)) : text;
+std::string encode_beat(uint64_t beats, const LastOperations& last, bool waits,
+                        const std::string& place) {
+  if (last.list.empty()) return fmt::format("{}\t0\t0\t{}\t", beats, place);
+  const auto awaited = std::find_if(last.list.begin(), last.list.end(),
+                                    [](const Operation& each) { return each.awaited; });
+  const Operation& what = awaited == last.list.end() ? last.list.back() : *awaited;
+  return fmt::format("{}\t{}\t{:d}\t{}\t{}", beats, last.list.back().sequence, waits, place,
+                     what.text());
 }
 
-std::string encode(uint64_t beats, const record::Recorder& recorder, uint64_t awaited,
-                   const std::string& place) {
-  const std::vector<record::Entry> all = recorder.entries();
-  if (all.empty()) return fmt::format("{}\t0\t0\t{}\t", beats, place);
-  const auto waited_for = std::find_if(all.begin(), all.end(), [&](const record::Entry& entry) {
-    return entry.sequence == awaited;
-  });
-  const record::Entry& what = waited_for == all.end() ? all.back() : *waited_for;
-  return fmt::format("{}\t{}\t{:d}\t{}\t{}", beats, all.back().sequence, awaited != 0, place,
-                     describe(what, all));
-}
-
-void decode(const std::string& beat, Peer& peer) {
+void decode_beat(const std::string& beat, Peer& peer) {
   std::istringstream text(beat);
   uint64_t beats = 0;
   text >> beats >> peer.sequence >> peer.waits;
@@ -82,12 +73,32 @@ void decode(const std::string& beat, Peer& peer) {
   std::getline(text, peer.operation);
 }
 
-std::string named(int rank, const std::string& place) {
-  return place.empty() ? fmt::format("rank {}", rank) : fmt::format("rank {} ({})", rank, place);
-}
-
 int64_t seconds(Clock::duration duration) {
   return std::chrono::round<std::chrono::seconds>(duration).count();
+}
+
+// `silent_seconds`: since the rank has last beat.
+RankChapter chapter_of(int rank, const Peer& peer, LastOperations operations,
+                       double silent_seconds) {
+  std::string standing = fmt::format("last beat {:.1f} s ago", silent_seconds);
+  if (peer.ended) {
+    standing = peer.error.empty() ? "ended as it should" : "ended: " + peer.error;
+  } else if (peer.beat.empty()) {
+    standing = "did not come";
+  }
+  return {.rank = rank,
+          .place = peer.place,
+          .standing = std::move(standing),
+          .seconds_ago = silent_seconds,
+          .operations = std::move(operations),
+          .last_seen = peer.operation};
+}
+
+// By the clocks of two machines, if they are not the same.
+double seconds_since_written(const LastOperations& operations) {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const std::chrono::milliseconds written(operations.written_ms);
+  return std::max(0.0, std::chrono::duration<double>(now - written).count());
 }
 
 }  // namespace
@@ -105,13 +116,17 @@ struct Heartbeat::Shared {
   Clock::time_point contact = Clock::now();  // the last time the store answered
   int asking = 0;                            // how many wait in diagnose()
   bool has_news = false, leaving = false, stop = false, finished = false;
-  std::string error;  // of this rank, to be written when leaving
+  std::string error;                    // of this rank, to be written when leaving
+  uint64_t questions = 0, answers = 0;  // report() asks for what every rank did last
+  std::vector<LastOperations> answer;   // by rank; empty: the store did not give it
 
   std::thread thread;
 
   void run();
   void write(uint64_t beats);
   void read();
+  std::vector<LastOperations> read_operations() const;
+  RankChapter chapter(int of, const LastOperations& operations) const;
   std::string name(int peer) const;
   std::string verdict();
 };
@@ -122,6 +137,9 @@ void Heartbeat::Shared::run() {
   std::unique_lock lock(mutex);
   while (!stop) {
     const bool news = std::exchange(has_news, false);
+    const uint64_t question = questions;
+    const bool asked = question != answers;
+    std::vector<LastOperations> operations;
     lock.unlock();
     try {
       if (Clock::now() >= next_beat || news) {
@@ -129,15 +147,21 @@ void Heartbeat::Shared::run() {
         write(++beats);
       }
       read();
+      if (asked) operations = read_operations();
     } catch (const std::exception&) {
       // The store is gone or slow; `contact` grows old, which is what diagnose() looks at.
     }
     lock.lock();
+    if (asked) {
+      answer = std::move(operations);
+      answers = question;
+    }
     changed.notify_all();
     const bool glancing = asking > 0;
     const auto until = glancing ? Clock::now() + kGlance : next_beat;
-    changed.wait_until(lock, until,
-                       [&] { return stop || leaving || has_news || (asking > 0 && !glancing); });
+    changed.wait_until(lock, until, [&] {
+      return stop || leaving || has_news || questions != answers || (asking > 0 && !glancing);
+    });
     if (leaving) {
       leaving = false;
       const std::string text = error;
@@ -154,23 +178,25 @@ void Heartbeat::Shared::run() {
 }
 
 void Heartbeat::Shared::write(uint64_t beats) {
-  std::string beat;
+  std::string beat, operations;
   {
     std::lock_guard lock(mutex);
     if (recorder == nullptr) return;
-    beat = encode(beats, *recorder, *awaited, place ? place(rank) : "");
+    const uint64_t waited_for = *awaited;
+    const LastOperations last = last_operations(*recorder, waited_for);
+    beat = encode_beat(beats, last, waited_for != 0, place ? place(rank) : "");
+    operations = encode(last);
   }
+  store->set(operations_key(rank), operations);
   store->set(beat_key(rank), beat);
 }
 
 void Heartbeat::Shared::read() {
   const int world = static_cast<int>(peers.size());
   for (int peer = 0; peer < world; ++peer) {
-    // check() before get(): get() would wait for a key that nobody may ever write.
     const bool has_ended = store->check({ended_key(peer)});
     const std::string error_text = has_ended ? store->get_to_str(ended_key(peer)) : "";
-    const std::string beat =
-        store->check({beat_key(peer)}) ? store->get_to_str(beat_key(peer)) : "";
+    const std::string beat = read_key(*store, beat_key(peer));
     std::lock_guard lock(mutex);
     contact = Clock::now();
     Peer& seen = peers[static_cast<size_t>(peer)];
@@ -179,9 +205,32 @@ void Heartbeat::Shared::read() {
     if (beat != seen.beat) {
       seen.beat = beat;
       seen.changed = contact;
-      decode(beat, seen);
+      decode_beat(beat, seen);
     }
   }
+}
+
+std::vector<LastOperations> Heartbeat::Shared::read_operations() const {
+  std::vector<LastOperations> all(peers.size());
+  for (size_t peer = 0; peer < all.size(); ++peer)
+    all[peer] = decode_operations(read_key(*store, operations_key(static_cast<int>(peer))));
+  return all;
+}
+
+RankChapter Heartbeat::Shared::chapter(int of, const LastOperations& operations) const {
+  if (of == rank) {
+    return {.rank = rank,
+            .place = place ? place(rank) : "",
+            .standing = "wrote this",
+            .operations = last_operations(*recorder, *awaited)};
+  }
+  const Peer& peer = peers[static_cast<size_t>(of)];
+  const double seen = std::chrono::duration<double>(Clock::now() - peer.changed).count();
+  RankChapter chapter = chapter_of(of, peer, operations, seen);
+  if (place) chapter.place = place(of);
+  // A beat is seen up to a second after it was written. Beyond that the two clocks disagree.
+  chapter.seconds_ago = std::clamp(seconds_since_written(operations), seen, seen + 1);
+  return chapter;
 }
 
 std::string Heartbeat::Shared::name(int peer) const {
@@ -297,10 +346,44 @@ void Heartbeat::leave(const std::string& error) {
   shared_->changed.notify_all();
 }
 
+std::string Heartbeat::report(const std::string& heading) const {
+  std::unique_lock lock(shared_->mutex);
+  const uint64_t question = ++shared_->questions;
+  shared_->changed.notify_all();
+  const bool answered = shared_->changed.wait_for(lock, kPatienceOfReport,
+                                                  [&] { return shared_->answers >= question; });
+  const bool known = answered && !shared_->answer.empty();
+  std::vector<RankChapter> ranks;
+  for (size_t i = 0; i < shared_->peers.size(); ++i) {
+    ranks.push_back(
+        shared_->chapter(static_cast<int>(i), known ? shared_->answer[i] : LastOperations{}));
+  }
+  return picotron::report(
+      known ? heading
+            : heading +
+                  "\nThe rendezvous store does not answer: of the other ranks there is only "
+                  "what this one read last.",
+      ranks);
+}
+
 LastSeen last_seen(c10d::Store& store, int rank) {
   Peer peer;
-  if (store.check({beat_key(rank)})) decode(store.get_to_str(beat_key(rank)), peer);
+  decode_beat(read_key(store, beat_key(rank)), peer);
   return {named(rank, peer.place), peer.operation};
+}
+
+std::vector<RankChapter> chapters_in(c10d::Store& store, int world_size) {
+  std::vector<RankChapter> ranks;
+  for (int rank = 0; rank < world_size; ++rank) {
+    Peer peer;
+    peer.beat = read_key(store, beat_key(rank));
+    peer.ended = store.check({ended_key(rank)});
+    if (peer.ended) peer.error = store.get_to_str(ended_key(rank));
+    decode_beat(peer.beat, peer);
+    const LastOperations operations = decode_operations(read_key(store, operations_key(rank)));
+    ranks.push_back(chapter_of(rank, peer, operations, seconds_since_written(operations)));
+  }
+  return ranks;
 }
 
 }  // namespace picotron

@@ -2,9 +2,10 @@
 // errors name ports, not ranks. So each rank has a heartbeat: a thread that every second writes to
 // the rendezvous store
 //
-//     beat/RANK = (count of beats, operations begun, does it wait for others, place, operation)
+//     beat/RANK       = (count of beats, operations begun, does it wait for others, place, operation)
+//     operations/RANK = its last operations, for a report alone (dist/operations.h)
 //
-// and reads the others'. From what it has read:
+// and reads the others' beats. From what it has read:
 //
 //     a beat that stands still            that rank is dead, stopped, or cut off from the network
 //     all beat, one does not wait         that rank is alive and behind: the others wait for it
@@ -14,7 +15,7 @@
 //
 // A rank that ends with an error writes the error in place of its last beat, so that the others can
 // repeat the cause instead of its consequence. Read next: core/record.h (the sequence),
-// dist/channel.h (who asks).
+// dist/channel.h (who asks), dist/operations.h.
 #pragma once
 #include <c10/util/intrusive_ptr.h>
 
@@ -23,8 +24,10 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/record.h"
+#include "dist/operations.h"
 
 namespace c10d {
 class Store;
@@ -51,6 +54,9 @@ class Heartbeat {
   void set_places(std::function<std::string(int global_rank)> place);
   // Waits two beats, then says in one sentence which rank is to blame and what it was in.
   std::string diagnose() const;
+  // The text of dist/operations.h: what every rank did last, below `heading`. If the store does not
+  // answer within two seconds it says so, and tells of the other ranks what was read before.
+  std::string report(const std::string& heading) const;
   // This rank ends: with an error (its sentence), or, empty, as it should.
   void leave(const std::string& error);
 
@@ -65,5 +71,7 @@ struct LastSeen {
   std::string name, operation;
 };
 LastSeen last_seen(c10d::Store& store, int rank);
+// And what the store says of every rank, for a launcher's report.
+std::vector<RankChapter> chapters_in(c10d::Store& store, int world_size);
 
 }  // namespace picotron

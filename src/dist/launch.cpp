@@ -20,12 +20,14 @@
 #include <future>
 #include <mutex>
 #include <optional>
+#include <stop_token>
 #include <thread>
 
 #include "core/error.h"
 #include "core/log.h"
 #include "dist/channel.h"
 #include "dist/heartbeat.h"
+#include "dist/operations.h"
 #include "dist/processes.h"
 
 namespace picotron {
@@ -38,6 +40,8 @@ constexpr milliseconds kStorePatience{1000};
 constexpr milliseconds kStoreStays{2500};
 // After one thread's rank has failed: time for the others to end.
 constexpr std::chrono::seconds kGrace{6};
+// Between two looks at whether SIGUSR2 has come.
+constexpr milliseconds kGlance{200};
 
 // Each rank is a program with its own memory and threads: many more than a machine has cores only
 // bring it to a halt.
@@ -140,6 +144,39 @@ bool may_speak(const Rendezvous& rendezvous) {
   }
 }
 
+// What a sentence about a lost rank ends with, once the report of it is written; "" where it cannot
+// be, for then the sentence alone matters.
+std::string write_and_say_where(const std::string& folder, const Heartbeat& heartbeat,
+                                const std::string& sentence) {
+  if (folder.empty()) return "";
+  try {
+    return "; " + where_reported(write_report(folder, heartbeat.report(sentence)));
+  } catch (const std::exception&) {
+    return "";
+  }
+}
+
+// For as long as it lives, SIGUSR2 is answered with a report. In a thread of its own: the
+// heartbeat's may be waiting for a store that has stopped, which is when one asks.
+class ReportsOnRequest {
+ public:
+  // `heartbeat` must outlive it.
+  ReportsOnRequest(const std::string& folder, const Heartbeat& heartbeat) {
+    if (folder.empty()) return;
+    thread_ = std::jthread([folder, &heartbeat](const std::stop_token& stop) {
+      std::mutex mutex;
+      std::condition_variable_any stopped;
+      std::unique_lock lock(mutex);
+      while (!stopped.wait_for(lock, stop, kGlance, [&] { return stop.stop_requested(); })) {
+        if (take_report_request()) answer_report_request(folder, heartbeat.report(kAskedBySignal));
+      }
+    });
+  }
+
+ private:
+  std::jthread thread_;
+};
+
 std::string sentence_of(const std::exception& error) {
   if (const auto* of_torch = dynamic_cast<const c10::Error*>(&error)) {
     return plain_sentence(of_torch->what_without_backtrace());
@@ -162,6 +199,7 @@ int run_rank(const Rendezvous& where, int local_rank, int local_size, const Laun
   Rendezvous rendezvous = where;
   rendezvous.timeout = options.timeout;
   rendezvous.heartbeat = std::make_shared<Heartbeat>(rendezvous, recorder);
+  const ReportsOnRequest on_request(options.report_folder, *rendezvous.heartbeat);
   std::string sentence;
   int code = 1;
   try {
@@ -174,7 +212,12 @@ int run_rank(const Rendezvous& where, int local_rank, int local_size, const Laun
   } catch (const std::exception& error) {
     sentence = sentence_of(error);
   }
-  if (may_speak(rendezvous)) log::error(sentence);
+  if (may_speak(rendezvous)) {
+    const bool is_known = code == 2;  // what the user gave is wrong: no rank is to blame
+    log::error(sentence + (is_known ? ""
+                                    : write_and_say_where(options.report_folder,
+                                                          *rendezvous.heartbeat, sentence)));
+  }
   rendezvous.heartbeat->leave(sentence);
   return code;
 }
@@ -213,7 +256,6 @@ int run_started_rank(const LaunchEnvironment& environment, const LaunchOptions& 
                      const RankMain& rank_main) {
   const bool ours = environment.started == Started::by_us;
   if (ours && !end_with_launcher(environment.launcher)) return 1;
-  install_stop_handlers({.heeds_interrupt = !ours, .speaks = !ours && environment.rank == 0});
   Rendezvous rendezvous;
   rendezvous.global_rank = environment.rank;
   rendezvous.world_size = environment.world_size;
@@ -229,13 +271,24 @@ int run_started_rank(const LaunchEnvironment& environment, const LaunchOptions& 
 }
 
 int run_alone(const LaunchOptions& options, const RankMain& rank_main) {
-  install_stop_handlers();
   record::Recorder recorder;
   const record::Attach attached(&recorder);
   set_threads(options, 1);
   Rendezvous alone;
   alone.timeout = options.timeout;
+  // Nobody listens to this heart, but SIGUSR2 asks it what goes on.
+  Rendezvous with_store = alone;
+  with_store.store = c10::make_intrusive<c10d::HashStore>();
+  const Heartbeat heartbeat(with_store, recorder);
+  const ReportsOnRequest on_request(options.report_folder, heartbeat);
   return rank_main(alone, 0, 1);
+}
+
+void install_handlers(const LaunchEnvironment& environment, bool ends_at_once) {
+  const bool ours = environment.started == Started::by_us;
+  install_stop_handlers({.heeds_interrupt = !ours,
+                         .speaks = !ours && environment.rank == 0,
+                         .ends_at_once = ends_at_once});
 }
 
 }  // namespace
@@ -248,17 +301,23 @@ bool speaks_for_machine(const Getenv& get) {
   }
 }
 
+void heed_signals(const Getenv& get) {
+  try {
+    const LaunchEnvironment environment = read_environment(get);
+    install_handlers(environment, environment.started == Started::single);
+  } catch (const UserError&) {  // launch() will say what is wrong
+  }
+}
+
 int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv& get) {
   FLAGS_caffe2_log_level = 3;  // c10d's warnings about sockets: what matters we say ourselves
   const LaunchEnvironment environment = read_environment(get);
+  install_handlers(environment, /*ends_at_once=*/false);
   if (environment.started == Started::single) {
     if (options.world_size == 1) return run_alone(options, rank_main);
     check_ranks_here(options);
-    if (options.ranks == Ranks::threads) {
-      install_stop_handlers();
-      return run_threads(options, rank_main);
-    }
-    return run_processes(options.world_size, options.argv);
+    if (options.ranks == Ranks::threads) return run_threads(options, rank_main);
+    return run_processes(options.world_size, options.argv, options.report_folder);
   }
   if (environment.world_size != options.world_size) {
     throw user_error(

@@ -8,7 +8,8 @@
 // Ranks meet in a key-value store (c10d): in the launcher, in torchrun's agent, else in rank 0.
 // Whatever goes wrong is said in one sentence, by the first rank that finds it; then all end, a
 // rank that does not within seconds is killed, and no process is left.
-// Read next: dist/environment.h, dist/processes.h, dist/heartbeat.h, dist/stop.h.
+// Read next: dist/environment.h, dist/processes.h, dist/heartbeat.h, dist/stop.h,
+// dist/operations.h.
 #pragma once
 #include <chrono>
 #include <cstdlib>
@@ -27,9 +28,17 @@ struct LaunchOptions {
   int world_size = 1;  // the config's
   Ranks ranks = Ranks::processes;
   std::chrono::milliseconds timeout{600'000};
-  int threads_per_rank = 0;       // of OpenMP; 0: cores / ranks on this machine
-  std::vector<std::string> argv;  // of this process; ranks are started with the same
+  int threads_per_rank = 0;        // of OpenMP; 0: cores / ranks on this machine
+  std::vector<std::string> argv;   // of this process; ranks are started with the same
+  std::string report_folder = {};  // where dist/operations.h writes; "": nowhere
 };
+
+// The first thing that a command which prepares a run does. From here on the signals of dist/stop.h
+// wait for the first step of a rank; a process that was started alone they end at once, for it has
+// not begun.
+void heed_signals(const Getenv& get = [](const char* name) -> const char* {
+  return std::getenv(name);
+});
 
 // What one rank does; returns an exit code. It runs with its record attached and its threads set.
 using RankMain = std::function<int(const Rendezvous&, int local_rank, int local_size)>;

@@ -117,8 +117,8 @@ void connect(Group& group, const std::string& name, const BackendFactory& backen
   }
 }
 
-// Every group of this rank; `connect_group` gives one of more than one rank its channel. Every member of
-// every group comes to it in one order; `name` tells groups apart.
+// Every group of this rank; `connect_group` gives one of more than one rank its channel. Every
+// member of every group comes to it in one order; `name` tells groups apart.
 using ConnectGroup = std::function<void(Group& group, const std::string& name)>;
 
 Mesh build_mesh(const AxisSizes& sizes, int me, const MeshOptions& options,

@@ -22,6 +22,7 @@
 #include "core/log.h"
 #include "dist/environment.h"
 #include "dist/heartbeat.h"
+#include "dist/operations.h"
 #include "dist/stop.h"
 
 extern char** environ;
@@ -33,6 +34,9 @@ using Clock = std::chrono::steady_clock;
 
 // How long the other ranks may take to end by themselves once one has failed.
 constexpr std::chrono::seconds kGrace{3}, kGraceAfterUserError{2};
+// From the end of a rank until the others have beaten once more, so that the report tells what each
+// of them waits for; they need two beats to find that it is lost.
+constexpr std::chrono::milliseconds kNextBeat = Heartbeat::kBeat + std::chrono::milliseconds(200);
 constexpr timespec kGlance{.tv_sec = 0, .tv_nsec = 200'000'000};
 
 // A listening socket on a free port of loopback: c10d's own would be open to the network.
@@ -71,8 +75,7 @@ c10::intrusive_ptr<c10d::TCPStore> serve_store() {
 class SignalsByTurn {
  public:
   SignalsByTurn() {
-    sigemptyset(&signals_);
-    for (const int signal : {SIGINT, SIGTERM, SIGCHLD}) sigaddset(&signals_, signal);
+    sigaddset(&signals_, SIGCHLD);
     pthread_sigmask(SIG_BLOCK, &signals_, &before_);
   }
   ~SignalsByTurn() {
@@ -90,7 +93,7 @@ class SignalsByTurn {
   }
 
  private:
-  sigset_t signals_, before_;
+  sigset_t signals_ = run_signals(), before_;
 };
 
 pid_t spawn(const std::vector<std::string>& argv, const std::vector<std::string>& variables) {
@@ -106,9 +109,8 @@ pid_t spawn(const std::vector<std::string>& argv, const std::vector<std::string>
 
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
-  sigset_t none;
-  sigemptyset(&none);
-  posix_spawnattr_setsigmask(&attributes, &none);
+  const sigset_t blocked = run_signals();  // until the rank has its handlers
+  posix_spawnattr_setsigmask(&attributes, &blocked);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
   pid_t pid = 0;
   const int error = posix_spawn(&pid, "/proc/self/exe", nullptr, &attributes, arguments.data(),
@@ -138,7 +140,8 @@ const char* hint(int signal) {
 // The ranks that run, and what is to be the exit code.
 class Family {
  public:
-  explicit Family(c10::intrusive_ptr<c10d::TCPStore> store) : store_(std::move(store)) {}
+  Family(c10::intrusive_ptr<c10d::TCPStore> store, int world_size, const std::string& report_folder)
+      : store_(std::move(store)), world_size_(world_size), report_folder_(report_folder) {}
   ~Family() {  // an exception on the way: nothing is left behind
     send_all(SIGKILL);
     for (const auto& [pid, rank] : running_) waitpid(pid, nullptr, 0);
@@ -169,6 +172,21 @@ class Family {
     killed_by_us_ = true;
     send_all(SIGKILL);
   }
+  // Says what is to be said of a rank that has ended, once the others have beaten.
+  void speak_in_time() {
+    if (!sentence_.empty() && (empty() || Clock::now() >= speak_at_)) {
+      log::error(sentence_ + report_of_loss());
+      sentence_.clear();
+    }
+  }
+  std::string report_text(const std::string& heading) const {
+    std::vector<RankChapter> chapters = chapters_in(*store_, world_size_);
+    for (const auto& [rank, how] : lost_) {
+      std::string& standing = chapters[static_cast<size_t>(rank)].standing;
+      standing = fmt::format("{}; {}", how, standing);
+    }
+    return report(heading, chapters);
+  }
   void kill_now(int code) {
     killed_by_us_ = true;
     code_ = code;
@@ -181,24 +199,34 @@ class Family {
     code_ = worse_exit_code(code_, code);
     if (code == 0 || code == kStoppedAfterSave) return;
     if (!deadline_) deadline_ = Clock::now() + (code == 2 ? kGraceAfterUserError : kGrace);
-    if (WIFSIGNALED(status)) {
-      // Now, before the others find that they have lost it, which takes them two beats.
-      speak_once(rank,
-                 fmt::format("was ended by signal {}{}", WTERMSIG(status), hint(WTERMSIG(status))));
-    } else {
-      speak_once(rank, fmt::format("ended with exit code {}", code));
-    }
-  }
-  void speak_once(int rank, const std::string& how) {
+    lost_[rank] = WIFSIGNALED(status) ? fmt::format("was ended by signal {}{}", WTERMSIG(status),
+                                                    hint(WTERMSIG(status)))
+                                      : fmt::format("ended with exit code {}", code);
+    // Now, before the others find that they have lost it, which takes them two beats.
     if (store_->add(kSpokenKey, 1) != 1) return;
     const LastSeen seen = last_seen(*store_, rank);
-    log::error(fmt::format(
-        "{} {}{}", seen.name, how,
-        seen.operation.empty() ? "" : "; the last operation seen of it was " + seen.operation));
+    sentence_ = fmt::format(
+        "{} {}{}", seen.name, lost_[rank],
+        seen.operation.empty() ? "" : "; the last operation seen of it was " + seen.operation);
+    speak_at_ = Clock::now();
+    if (!report_folder_.empty()) speak_at_ += kNextBeat;
+  }
+  std::string report_of_loss() const {
+    if (report_folder_.empty()) return "";
+    try {
+      return "; " + where_reported(write_report(report_folder_, report_text(sentence_)));
+    } catch (const RunError&) {
+      return "";  // the sentence alone matters
+    }
   }
 
   const c10::intrusive_ptr<c10d::TCPStore> store_;
-  std::map<pid_t, int> running_;  // process → rank
+  const int world_size_;
+  const std::string report_folder_;
+  std::map<pid_t, int> running_;     // process → rank
+  std::map<int, std::string> lost_;  // rank → how it ended
+  std::string sentence_;             // to be said; "" if nothing is
+  Clock::time_point speak_at_;
   std::optional<Clock::time_point> deadline_;
   bool killed_by_us_ = false;
   int code_ = 0;
@@ -206,27 +234,30 @@ class Family {
 
 }  // namespace
 
-int run_processes(int world_size, const std::vector<std::string>& argv) {
+int run_processes(int world_size, const std::vector<std::string>& argv,
+                  const std::string& report_folder) {
   const SignalsByTurn signals;
   const auto store = serve_store();
-  Family family(store);
+  Family family(store, world_size, report_folder);
   for (int rank = 0; rank < world_size; ++rank) {
     family.add(spawn(argv, environment_for_rank(rank, world_size, store->getPort(), getpid())),
                rank);
   }
-  bool interrupted = false, told = false;
+  bool stopping = stop_requested(), interrupted = false;  // by a signal that came before `signals`
+  if (stopping) family.send_all(SIGTERM);
   while (!family.empty()) {
     const int signal = signals.next();
     if (signal == SIGINT && interrupted) family.kill_now(130);
-    if (signal == SIGINT || signal == SIGTERM) {
+    if (signal == SIGINT || signal == SIGTERM || signal == SIGUSR1) {
       family.send_all(SIGTERM);
       interrupted = interrupted || signal == SIGINT;
-      if (!std::exchange(told, true)) {
-        fmt::print(stderr, "{}", kStopHeard);
-      }
+      if (!std::exchange(stopping, true)) fmt::print(stderr, "{}", kStopHeard);
     }
+    if ((signal == SIGUSR2 || take_report_request()) && !report_folder.empty())
+      answer_report_request(report_folder, family.report_text(kAskedBySignal));
     family.reap();
     family.kill_late_ones();
+    family.speak_in_time();
   }
   return family.exit_code();
 }

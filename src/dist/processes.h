@@ -9,8 +9,11 @@
 
 namespace picotron {
 
-// Returns the exit code of the run, as launch() does. Throws RunError if a rank cannot be started.
-int run_processes(int world_size, const std::vector<std::string>& argv);
+// Returns the exit code of the run, as launch() does. What every rank did last is written into
+// `report_folder` when one is lost or SIGUSR2 asks; "": nowhere. Throws RunError if a rank cannot be
+// started.
+int run_processes(int world_size, const std::vector<std::string>& argv,
+                  const std::string& report_folder = "");
 
 // Of two ranks' exit codes the one that tells more: 2 (user error), 1, 75 (stopped), others, 0.
 int worse_exit_code(int a, int b);

@@ -1,6 +1,7 @@
 // A small program in several ranks, for tests/faults/test_ranks.py: sums, and then does what it was
-// asked to do wrong.   rank_probe RANKS processes|threads TIMEOUT_SECONDS MODE [RANK [LAYOUT]]
-// LAYOUT, as "tp2pp2": it trains a small model instead, and does wrong in the third step.
+// asked to do wrong.   rank_probe RANKS processes|threads TIMEOUT_SECONDS MODE [RANK [LAYOUT
+// [FOLDER]]]   LAYOUT, as "tp2pp2": it trains a small model instead, and does wrong in the third
+// step. FOLDER: where the last operations of every rank are written.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <signal.h>
@@ -140,7 +141,8 @@ int main(int argc, char** argv) {
     return launch({.world_size = ranks,
                    .ranks = arguments[2] == "threads" ? Ranks::threads : Ranks::processes,
                    .timeout = std::chrono::seconds(std::stoi(arguments[3])),
-                   .argv = arguments},
+                   .argv = arguments,
+                   .report_folder = argc > 7 ? arguments[7] : ""},
                   [&](const Rendezvous& rendezvous, int, int) {
                     if (!layout.empty())
                       return train_in(layout, std::stod(arguments[3]), mode, victim, rendezvous);

@@ -82,7 +82,7 @@ def test_no_command_shows_the_help(start):
     assert start(["--help"]).end(5).code == 0
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "create-config", "config", "export", "explain"])
+@pytest.mark.parametrize("command", ["train", "generate", "create-config", "config", "export", "explain", "checkpoint"])
 def test_help(start, tmp_path, command):
     ended = start([command, "--help"]).end(5)
     assert ended.code == 0 and "--" in ended.out and ended.err == ""

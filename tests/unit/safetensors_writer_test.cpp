@@ -10,8 +10,8 @@
 #include <fstream>
 #include <iterator>
 
-#include "checkpoint/safetensors.h"
 #include "checkpoint/files.h"
+#include "checkpoint/safetensors.h"
 #include "core/error.h"
 
 namespace picotron {

@@ -66,7 +66,7 @@ static void *watch(void *path) {
 }
 
 __attribute__((constructor)) static void begin(void) {
-  const char *prefix = getenv("FAULTY_CUT"), *rank = getenv("RANK");
+  const char *prefix = getenv("FAULTY_CUT"), *rank = getenv("PICOTRON_RANK");
   static char path[4096];
   pthread_t thread;
   if (!prefix || !rank) return;
