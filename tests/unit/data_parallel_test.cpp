@@ -102,7 +102,8 @@ TEST(DataParallelTest, GradientsAreSumsOfProductsInTheWiderType) {
     gradients.sum(norm).fill_(7);
     gradients.begin_step(3);
     gradients.accumulate(weight, dy, x);
-    EXPECT_TRUE(same_bits(2 * weight.gradient, twice)) << "a step's first product writes";
+    // Not the same bits everywhere: a product that adds may round once where two round twice.
+    EXPECT_LT(distance(2 * weight.gradient, twice), 1e-6) << "a step's first product writes";
     EXPECT_EQ(gradients.sum(norm).abs().max().item<double>(), 0) << "and other sums start from 0";
     gradients.sum(norm).fill_(7);
     EXPECT_EQ(gradients.sum(norm).min().item<double>(), 7) << "once";
