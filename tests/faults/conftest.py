@@ -136,7 +136,7 @@ TINY = {
         "num_key_value_heads": 2,
     },
     "training": {"seq_length": 32, "micro_batch_size": 2, "total_train_steps": 2},
-    "checkpoint": {"save_dir": "out"},
+    "checkpoint": {"save_dir": "out", "save_frequency": 2},
 }
 
 

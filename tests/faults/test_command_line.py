@@ -131,7 +131,7 @@ def test_names_with_spaces_and_signs(start, tmp_path, tiny):
     (tmp_path / f"{name}.json").write_text(json.dumps(tiny(checkpoint={"save_dir": name})))
     ended = start(["train", "--config", f"{name}.json"]).end(60)
     assert ended.code == 0, ended.err
-    assert (tmp_path / name / "2" / "model" / "model.safetensors").exists()
+    assert (tmp_path / name / "2" / "model" / "model.safetensors.index.json").exists()
 
 
 def test_a_working_directory_that_is_read_only(start, fails, tmp_path, tiny):
@@ -174,7 +174,7 @@ def long_run(start, tmp_path, tiny):
     """long_run(dp) → a run that goes on for long and has done some steps."""
 
     def begin(dp, ranks="processes", training={}, steps=3):
-        config = tiny(training={"total_train_steps": 1_000_000} | training)
+        config = tiny(training={"total_train_steps": 1_000_000} | training, checkpoint={"save_frequency": 1_000_000})
         (tmp_path / "config.json").write_text(json.dumps(config))
         sizes = ["--dp", dp, "--distributed.ranks", ranks, "--distributed.timeout_seconds", TIMEOUT]
         running = start(["train", "--config", "config.json", *sizes])
@@ -225,7 +225,7 @@ def test_one_ctrl_c_ends_after_the_step(long_run, tmp_path, dp, ranks):
     assert "Stopped on request" in ended.out
     steps = steps_of(tmp_path)
     assert steps == list(range(1, len(steps) + 1))
-    assert (tmp_path / "out" / str(steps[-1]) / "model" / "model.safetensors").exists()
+    assert (tmp_path / "out" / str(steps[-1]) / "model" / "model.safetensors.index.json").exists()
 
 
 def test_a_ctrl_c_reaches_a_rank_that_is_busy(long_run):

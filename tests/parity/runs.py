@@ -75,7 +75,8 @@ def train(folder, config, gradients=(), prefix=(), program=None):
     folder.mkdir(parents=True, exist_ok=True)
     sections = {name: dict(keys) for name, keys in config.items()}
     sections.setdefault("distributed", {}).update(use_cpu=True, backend="gloo", timeout_seconds=60)
-    sections["checkpoint"] = {"save_dir": str(folder / "ckpt")}
+    steps = sections.get("training", {}).get("total_train_steps", 200)
+    sections["checkpoint"] = {"save_dir": str(folder / "ckpt"), "save_frequency": steps}
     (folder / "config.json").write_text(json.dumps(sections, indent=2))
     steps = ",".join(map(str, gradients)) or "-"
     command = program or [PROBE, "train", folder / "config.json", folder, steps]

@@ -40,7 +40,7 @@ def test_the_stories_are_learned_to_near_their_floor_and_told(tmp_path):
 
 @pytest.mark.skipif(not TEXT.exists(), reason=f"{TEXT.name} is not beside the repository")
 def test_a_large_model_is_not_made_to_write(tmp_path):
-    flags = "--model_name HuggingFaceTB/SmolLM-135M --num_hidden_layers 1 --mbs 1 --seq_len 8 --total_train_steps 1"
+    flags = "--model_name HuggingFaceTB/SmolLM-135M --num_hidden_layers 1 --mbs 1 --seq_len 8 --total_train_steps 1 --save_frequency 1"
     output = picotron("train", *flags.split(), "--use_cpu", "--save_dir", tmp_path)
     assert "has just written" not in output
     assert f"picotron generate --checkpoint {tmp_path}/1 --prompt" in output

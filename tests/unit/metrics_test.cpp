@@ -68,7 +68,7 @@ TEST_F(MetricsTest, SetAsideNeverOverwrites) {
 
   fs::create_directories(folder / "200" / "model");
   EXPECT_EQ(set_aside((folder / "200").string()), (folder / "200.old1").string());
-  EXPECT_TRUE(fs::exists(folder / "200.1" / "model")) << "a folder goes as a whole";
+  EXPECT_TRUE(fs::exists(folder / "200.old1" / "model")) << "a folder goes as a whole";
 }
 
 // A GPU whose peak is published, so that MFU is a number one can compute.
