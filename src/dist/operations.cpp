@@ -97,12 +97,13 @@ std::string table_of_counts(const std::vector<RankChapter>& ranks) {
     };
     if (std::any_of(ranks.begin(), ranks.end(), has_some)) axes.push_back(axis);
   }
-  size_t width = 0;
+  constexpr std::string_view title = "collectives begun over";
+  size_t width = title.size();
   for (const RankChapter& rank : ranks)
     width = std::max(width, named(rank.rank, rank.place).size());
-  std::string text = fmt::format("{:<{}}", axes.empty() ? "" : "collectives begun over", width);
+  std::string text = fmt::format("{:<{}}", title, width);
   for (const Axis axis : axes) text += fmt::format("{:>10} ", record::name_of(axis));
-  text += '\n';
+  text += axes.empty() ? " none\n" : "\n";
   for (const RankChapter& rank : ranks) {
     text += fmt::format("{:<{}}", named(rank.rank, rank.place), width);
     for (const Axis axis : axes) {

@@ -42,12 +42,12 @@ class Ended:
 
 
 class Running:
-    def __init__(self, arguments, cwd, environment=None, limit=None):
+    def __init__(self, arguments, cwd, environment=None, limit=None, program=BINARY):
         keep = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
         self.began = time.monotonic()
         self.stderr = tempfile.TemporaryFile("w+")  # a file, to be read while the program runs
         self.process = subprocess.Popen(
-            [BINARY, *map(str, arguments)],
+            [program, *map(str, arguments)],
             cwd=cwd,
             env=keep | {"OMP_NUM_THREADS": "1"} | (environment or {}),
             stdin=subprocess.DEVNULL,
