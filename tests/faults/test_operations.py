@@ -56,7 +56,7 @@ def test_a_lost_rank_leaves_a_report(start, tmp_path, mode, how):
     report = chapters(tmp_path / "run" / "operations.1.txt")
     assert [report[rank][0].split(",")[:2] for rank in range(4)] == [
         ["rank 0 (dp 0", " tp 0)"], ["rank 1 (dp 0", " tp 1)"], ["rank 2 (dp 1", " tp 0)"], ["rank 3 (dp 1", " tp 1)"]]
-    assert how in report[1][0] and all("last beat" in report[rank][0] or "wrote this" in report[rank][0]
+    assert how in report[1][0] and all(any(words in report[rank][0] for words in ("last beat", "wrote this", "ended"))
                                        for rank in (0, 2, 3))
     assert report[1][-1].endswith(f"  {LOST}") and "waited for" in report[1][-1]
     # It is all that rank 0 has begun too. The others have gone on to what these two have not begun.
@@ -115,7 +115,6 @@ def test_the_store_is_lost_with_rank_0(start, tmp_path, mode):
         report = chapters(path)
         writer = next(rank for rank in (1, 2) if "wrote this" in report[rank][0])
         assert len(report[writer]) > 5 and report[writer][-1].endswith("over world")
-        assert "the last operation seen of it was all_reduce over" in path.read_text()
 
 
 # ------------------------------------------------------------------------------------------------------------- SIGUSR2
@@ -164,7 +163,7 @@ def test_sigusr2_asks_and_sigusr1_stops(training, tmp_path, flags):
     ended = running.end(10)
     assert ended.code == 75 and "Stopped on request" in ended.out, ended.err
     assert ended.err.count("stopping after the running step") == 1
-    assert (tmp_path / "out" / str(steps(tmp_path)) / "model" / "model.safetensors").exists()
+    assert (tmp_path / "out" / str(steps(tmp_path)) / "model" / "model.safetensors.index.json").exists()
 
 
 @needs_probe
@@ -195,7 +194,7 @@ def check_stopped(ended, folder):
     assert ended.code == 75, (ended.code, ended.err)
     assert ended.complaint == [] or ended.complaint[0].startswith("stopped before the first step"), ended.err
     assert "frame #" not in ended.err and "terminate called" not in ended.err, ended.err
-    saved = list(folder.glob("out/*/model/model.safetensors"))
+    saved = list(folder.glob("out/*/model/model.safetensors.index.json"))
     assert len(saved) == 1 or "there was nothing to save yet" in ended.err, ended.err
 
 
