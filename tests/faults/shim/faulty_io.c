@@ -55,9 +55,10 @@ static void *watch(void *path) {
   while (access(path, F_OK) != 0) usleep(2000);
   for (;;) {  // and whatever is opened later
     for (int fd = 3; fd < 1024; ++fd) {
-      int type = 0;
+      int type = 0, listens = 0;
       socklen_t length = sizeof type;
-      if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_STREAM)
+      if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_STREAM &&
+          getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 && !listens)
         shutdown(fd, SHUT_RDWR);
     }
     usleep(20000);
