@@ -76,8 +76,8 @@ struct HeaderMistake : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Parses JSON, refusing what nlohmann-json would let pass: keys given twice (it keeps the last one),
-// nesting that no honest file has, and a NUL, at which it takes the text to end.
+// Parses JSON, refusing what nlohmann-json would let pass: keys given twice (it keeps the last
+// one), nesting that no honest file has, and a NUL, at which it takes the text to end.
 json parse_strictly(std::string_view text, int max_depth) {
   if (const size_t nul = text.find('\0'); nul != std::string_view::npos) {
     throw HeaderMistake(fmt::format("its byte {} is 0", nul + 1));

@@ -2,8 +2,8 @@
 // errors name ports, not ranks. So each rank has a heartbeat: a thread that every second writes to
 // the rendezvous store
 //
-//     beat/RANK       = (count of beats, operations begun, does it wait for others, place, operation)
-//     operations/RANK = its last operations, for a report alone (dist/operations.h)
+//     beat/RANK        (beats, operations begun, does it wait for others, place, operation)
+//     operations/RANK  its last operations, for a report alone (dist/operations.h)
 //
 // and reads the others' beats. From what it has read:
 //

@@ -10,8 +10,8 @@
 namespace picotron {
 
 // Returns the exit code of the run, as launch() does. What every rank did last is written into
-// `report_folder` when one is lost or SIGUSR2 asks; "": nowhere. Throws RunError if a rank cannot be
-// started.
+// `report_folder` when one is lost or SIGUSR2 asks; "": nowhere. Throws RunError if a rank cannot
+// be started.
 int run_processes(int world_size, const std::vector<std::string>& argv,
                   const std::string& report_folder = "");
 

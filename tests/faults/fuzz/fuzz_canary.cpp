@@ -1,5 +1,5 @@
-// Faults on purpose, each called by its name: tests/faults/test_fuzz.py sees that the net holds them.
-// It is no reader's target, has no corpus, and ./run fuzz leaves it out unless it is named.
+// Faults on purpose, each called by its name: tests/faults/test_fuzz.py sees that the net holds
+// them. It is no reader's target, has no corpus, and ./run fuzz leaves it out unless it is named.
 #include <limits>
 #include <vector>
 

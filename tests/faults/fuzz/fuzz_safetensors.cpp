@@ -1,5 +1,5 @@
-// Safetensors files, and the indexes of folders of them: the bytes are read as both. As an index they
-// stand beside two sound files, so that an index can be right.
+// Safetensors files, and the indexes of folders of them: the bytes are read as both. As an index
+// they stand beside two sound files, so that an index can be right.
 #include <cstring>
 #include <fstream>
 #include <optional>

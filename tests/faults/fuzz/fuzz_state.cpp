@@ -1,5 +1,5 @@
-// A checkpoint's state.json. Its checksum covers the rest of it, which hardly any change survives; so
-// the text is read twice, as it is and, where it is a JSON object, with the checksum mended.
+// A checkpoint's state.json. Its checksum covers the rest of it, which hardly any change survives;
+// so the text is read twice, as it is and, where it is a JSON object, with the checksum mended.
 #include <cmath>
 
 #include "checkpoint/checkpoint_folder.h"

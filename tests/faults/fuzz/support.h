@@ -1,10 +1,11 @@
-// What the targets share. A target hands made-up bytes to a reader of the program; there are two good
-// ends, and libFuzzer keeps the bytes that led to any other:
+// What the targets share. A target hands made-up bytes to a reader of the program; there are two
+// good ends, and libFuzzer keeps the bytes that led to any other:
 //
 //     it reads them      then what it hands out is looked at to the last byte (require)
 //     it throws          one UserError, fit to be shown to a person
 //
-//     anything else      another exception, a crash, a read beyond the bytes, undefined behaviour, a
+//     anything else      another exception, a crash, a read beyond the bytes, undefined behaviour,
+//                        a
 //                        leak, seconds of work, memory out of proportion to the file: a finding
 #pragma once
 #include <cstddef>
@@ -39,7 +40,8 @@ bool takes(Reader&& reader) {
   }
 }
 
-// A folder of this process's own, below TMPDIR, and a file in it that is written anew for each input.
+// A folder of this process's own, below TMPDIR, and a file in it that is written anew for each
+// input.
 class ScratchFile {
  public:
   explicit ScratchFile(const std::string& name);
@@ -60,8 +62,8 @@ inline std::string_view text_of(const uint8_t* data, size_t size) {
 // Reads every byte, so that the sanitizer sees each.
 uint64_t sum_of(std::span<const std::byte> bytes);
 
-// How files are made up. libFuzzer's own changes, of bytes, soon make a heap of files that are refused
-// at once; so half of the changes are others, which are seen behind the parser:
+// How files are made up. libFuzzer's own changes, of bytes, soon make a heap of files that are
+// refused at once; so half of the changes are others, which are seen behind the parser:
 //
 //     a quarter begin anew at a sound file (begin_at)
 //     words (strings in quotes, numbers, literals) are put in the place of others (mutate_words)
