@@ -44,6 +44,7 @@ RunLog::RunLog(const Run& run, const Device& device, int64_t last_step)
   const std::string& folder = run.config.checkpoint.save_dir;
   path_ = folder + "/metrics.jsonl";
   check_save_dir(folder);
+  std::filesystem::create_directories(folder);
   file_.open(path_, std::ios::app);
   if (!file_)
     throw user_error(

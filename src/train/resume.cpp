@@ -127,10 +127,14 @@ DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened,
 }
 
 void check_save_dir(const fs::path& save_dir) {
-  std::error_code error;
-  fs::create_directories(save_dir, error);
-  if (!error && ::access(save_dir.c_str(), W_OK | X_OK) != 0)
+  std::error_code absent, error;
+  fs::path there = fs::absolute(save_dir).lexically_normal();
+  while (!fs::exists(there, absent) && there.has_relative_path()) there = there.parent_path();
+  if (!fs::is_directory(there, absent)) {
+    error = std::make_error_code(std::errc::not_a_directory);
+  } else if (::access(there.c_str(), W_OK | X_OK) != 0) {
     error = std::error_code(errno, std::generic_category());
+  }
   if (!error) return;
   throw user_error("cannot write in the folder {} ({}); choose another checkpoint.save_dir",
                    save_dir.string(), error.message());

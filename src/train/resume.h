@@ -35,7 +35,7 @@ std::vector<std::string> take_over(const Start& start, Config& config);
 DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened,
                         std::vector<std::string>& notes);
 
-// Makes save_dir where it is not there. UserError where nothing can be written in it.
+// UserError where nothing can be written in save_dir, or, while it is not there, where it would be.
 void check_save_dir(const std::filesystem::path& save_dir);
 
 // Whether the run's checkpoint lies in the folder that it saves to: then metrics.jsonl goes on.

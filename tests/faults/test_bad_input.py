@@ -414,7 +414,7 @@ def size_limit(size):
 
 
 def test_no_room_for_the_metrics(fails, tmp_path, tiny):
-    (tmp_path / "config.json").write_text(json.dumps(tiny(training={"total_train_steps": 50})))
+    (tmp_path / "config.json").write_text(json.dumps(tiny(training={"total_train_steps": 50}, checkpoint={"save_frequency": 1000})))
     ended = fails(
         ["train", "--config", "config.json"], 1, ["out/metrics.jsonl", "step", "disk full"], limit=size_limit(1024)
     )
@@ -522,7 +522,7 @@ def occupied_save_dir(folder, tiny):
 
 
 def full_metrics(folder, tiny):
-    return tiny(training={"total_train_steps": 50}), ["metrics.jsonl", "disk full"], 1, size_limit(1024)
+    return tiny(training={"total_train_steps": 50}, checkpoint={"save_frequency": 1000}), ["metrics.jsonl", "disk full"], 1, size_limit(1024)
 
 
 def full_checkpoint(folder, tiny):
