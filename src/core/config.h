@@ -206,7 +206,7 @@ Config parse_config(std::string_view text, const std::string& name,
 Config config_from_flags(std::span<const Override> overrides, const SizesOf& sizes_of = {});
 
 // What can be known from the config alone, and from the architecture's sizes where they are known:
-// sizes that divide, values that exclude each other, features not built. Every reason at once.
+// sizes that divide, values that exclude each other. Every reason at once.
 // Called by load_config and parse_config.
 void check(const Config& config, const std::optional<LayoutSizes>& sizes = {});
 // The part of it that needs the architecture.

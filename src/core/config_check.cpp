@@ -1,5 +1,5 @@
-// What no single key can say: sizes that must divide each other, values that exclude each other,
-// features that are not built. All reasons are given at once, each with values that would work.
+// What no single key can say: sizes that must divide each other, values that exclude each other.
+// All reasons are given at once, each with values that would work.
 // Also the arithmetic of the batch:
 //
 //     global batch [sequences] = micro_batch_size · gradient_accumulation_steps · dp_size
@@ -15,7 +15,6 @@
 namespace picotron {
 namespace {
 
-using config_table::Built;
 using config_table::Field;
 
 constexpr int64_t most_ranks = 65536;
@@ -37,11 +36,6 @@ class Reasons {
   std::string prefix_;
   std::vector<std::string> sentences_;
 };
-
-bool is_asked(const Field& field, const Config& config) {
-  if (field.built.asked != nullptr) return field.built.asked(config);
-  return !config_table::is_default(field, config);
-}
 
 std::vector<int64_t> divisors(int64_t n) {
   std::vector<int64_t> small, large;
@@ -218,12 +212,6 @@ void add_layout_reasons(const Config& config, const LayoutSizes& sizes, Reasons&
 
 void check(const Config& config, const std::optional<LayoutSizes>& sizes) {
   Reasons reasons(config);
-  for (const Field& field : config_table::table()) {
-    if (field.built.kind == Built::Kind::refused && is_asked(field, config)) {
-      reasons.add("{} {} is not built yet; {}", field.name(),
-                  config_table::value_text(field, config), field.built.instead);
-    }
-  }
   check_batch(config, reasons);
   check_sequence(config, reasons);
   check_schedule(config, reasons);
@@ -266,10 +254,10 @@ void check_world_size(const Config& config, int64_t started) {
 std::vector<std::string> warnings(const Config& config) {
   std::vector<std::string> sentences;
   for (const Field& field : config_table::table()) {
-    if (field.built.kind == Built::Kind::warned && is_asked(field, config)) {
+    if (!field.built() && !config_table::is_default(field, config)) {
       sentences.push_back(fmt::format("{} {} is not built yet: {}", field.name(),
                                       config_table::value_text(field, config),
-                                      field.built.instead));
+                                      field.instead));
     }
   }
   const Training& t = config.training;

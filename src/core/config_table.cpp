@@ -1,7 +1,7 @@
 // Every key of config.json, one entry each: where it lives in Config, whose it is, what it means,
 // what it may be. To add a key: a member in config.h, an entry here. To finish a feature: delete
-// its `Built`. The defaults are those of the struct's members; `picotron config --markdown` prints
-// the result as docs/configuration.md.
+// its `not_built`. The defaults are those of the struct's members; `picotron config --markdown`
+// prints the result as docs/configuration.md.
 #include "core/config_table.h"
 
 #include <algorithm>
@@ -81,12 +81,7 @@ constexpr Range shape = from(1, 1 << 24);
 constexpr Range steps = from(1, 1e9);
 constexpr Range steps_or_off = from(0, 1e9);
 
-constexpr Built refused(std::string_view instead) {
-  return {Built::Kind::refused, instead};
-}
-constexpr Built warned(std::string_view what, bool (*asked)(const Config&) = nullptr) {
-  return {Built::Kind::warned, what, asked};
-}
+constexpr std::string_view not_built(std::string_view instead) { return instead; }
 
 #define AT(section, key) \
 #section, #key, [](Config & config) -> Slot { return slot_of(config.section.key); }
@@ -175,7 +170,7 @@ const Field fields[] = {
    {}, "the named model's", "tie_word_embeddings"},
   {AT(model, use_flash_attention), reference,
    "Attention by the fused kernel; false computes it by its definition.",
-   {}, {}, "use_flash_attention", warned("attention is computed by the fused kernel")},
+   {}, {}, "use_flash_attention", not_built("attention is computed by the fused kernel")},
   {AT(model, use_fused_adam), reference,
    "AdamW in one pass over memory; false computes it by its definition.",
    {}, {}, "use_fused_adam"},
@@ -244,14 +239,14 @@ const Field fields[] = {
   {AT(dataset, split), reference, "The split of a hub data set.",
    {}, {}, "split"},
   {AT(dataset, num_workers), reference, "Threads that prepare batches ahead.",
-   from(0, 1024), {}, "num_workers", warned("batches are prepared by the rank itself")},
+   from(0, 1024), {}, "num_workers", not_built("batches are prepared by the rank itself")},
   {AT(dataset, num_proc), reference, "Workers that tokenize.",
-   from(1, 1024), {}, "num_proc", warned("text is tokenized by one worker")},
+   from(1, 1024), {}, "num_proc", not_built("text is tokenized by one worker")},
   {AT(dataset, tokenizer), ours,
    "What makes tokens of text: \"bytes\", or the folder or hub id of a tokenizer.",
    {}, "the data set's own, else the model's", "tokenizer"},
   {AT(dataset, text_column), ours, "The column that holds the text.",
-   {}, {}, "text_column", warned("only .txt and .npy files are read, which have no columns")},
+   {}, {}, "text_column", not_built("only .txt and .npy files are read, which have no columns")},
   {AT(dataset, shuffle), ours,
    "Rows in a seeded random order, without replacement, the same in every layout.",
    {}, {}, "shuffle"},
@@ -282,7 +277,7 @@ const Field fields[] = {
    {}, {}, "async"},
 
   {AT(logging, use_wandb), reference, "Send the metrics to Weights & Biases.",
-   {}, {}, "use_wandb", warned("the metrics are in metrics.jsonl")},
+   {}, {}, "use_wandb", not_built("the metrics are in metrics.jsonl")},
   {AT(logging, project_name), reference, "The project there.", {}, {}, "project_name"},
   {AT(logging, run_name), reference, "The run's name there.", {}, "the folder's name", "run_name"},
   {AT(logging, desync_check), ours,
@@ -292,7 +287,7 @@ const Field fields[] = {
   {AT(environment, OMP_NUM_THREADS), reference, "Threads of a rank.",
    from(1, 4096), "the host's cores over its ranks"},
   {AT(environment, TOKENIZERS_PARALLELISM), reference, "Tokenize in parallel.",
-   {}, {}, {}, warned("text is tokenized by one worker")},
+   {}, {}, {}, not_built("text is tokenized by one worker")},
   {AT(environment, FLASH_ATTEN), reference, "\"0\" switches model.use_flash_attention off."},
   {AT(environment, HF_TOKEN), reference,
    "The token for the hub; better set in the process environment, for files get shared.",

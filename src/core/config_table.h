@@ -38,15 +38,6 @@ struct Range {
 
 enum class Origin { reference, ours };
 
-// A feature that is not there yet. `refused`: it would change the training, so the run does not
-// start. `warned`: it would not, so the run says that it does without.
-struct Built {
-  enum class Kind { built, refused, warned };
-  Kind kind = Kind::built;
-  std::string_view instead = {};           // "use 1"; for warned: what happens
-  bool (*asked)(const Config&) = nullptr;  // null: the value is not the default
-};
-
 struct Field {
   std::string_view section, key;
   Slot (*slot)(Config&);
@@ -55,7 +46,8 @@ struct Field {
   Range range = {};                  // of numbers
   std::string_view null_means = {};  // of a key that may be null
   std::string_view flag = {};  // the short flag, as the reference's create_config spells it: "dp"
-  Built built = {};
+  std::string_view instead = {};  // of a feature that is not built: what a run does without it
+  bool built() const { return instead.empty(); }
   std::string name() const { return std::string(section) + "." + std::string(key); }
 };
 

@@ -10,7 +10,6 @@
 namespace picotron {
 namespace {
 
-using config_table::Built;
 using config_table::Field;
 using config_table::Origin;
 
@@ -33,18 +32,6 @@ std::string section_sentence(std::string_view section) {
   return "";
 }
 
-std::string status(const Field& field) {
-  switch (field.built.kind) {
-    case Built::Kind::built:
-      return "";
-    case Built::Kind::refused:
-      return fmt::format("Not built yet: {}.", field.built.instead);
-    case Built::Kind::warned:
-      return fmt::format("Not built yet: {}.", field.built.instead);
-  }
-  return "";
-}
-
 std::string default_text(const Field& field) {
   return config_table::value_text(field, Config{});
 }
@@ -53,8 +40,7 @@ std::string default_text(const Field& field) {
 std::string sentences(const Field& field) {
   std::string text(field.description);
   if (!field.null_means.empty()) text += fmt::format(" null: {}.", field.null_means);
-  const std::string state = status(field);
-  return state.empty() ? text : text + " " + state;
+  return field.built() ? text : fmt::format("{} Not built yet: {}.", text, field.instead);
 }
 
 std::string explained(const Field& field) {
@@ -174,7 +160,7 @@ std::vector<FieldInfo> all_fields() {
                    .description = std::string(field.description),
                    .flag = std::string(field.flag),
                    .in_reference = field.origin == Origin::reference,
-                   .built = field.built.kind == Built::Kind::built});
+                   .built = field.built()});
   }
   return all;
 }

@@ -255,13 +255,13 @@ def reads(key, section_type, text, header=""):
 
 
 def keys_not_built(table_cpp):
-    """{section.key: "refused" or "warned"}, from the entries of core/config_table.cpp."""
+    """The set of section.key whose entry in core/config_table.cpp says not_built."""
     entries = re.split(r"\{AT\(", without_comments(table_cpp))[1:]
-    found = {}
+    found = set()
     for entry in entries:
         section, name = re.match(r"(\w+), (\w+)\)", entry).groups()
-        if kind := re.search(r"\b(refused|warned)\(", entry):
-            found[f"{section}.{name}"] = kind.group(1)
+        if "not_built(" in entry:
+            found.add(f"{section}.{name}")
     return found
 
 
@@ -277,11 +277,11 @@ def breaches_of_reading(config_h, table_cpp, sources):
         answered = key in not_built or key in SAID_BY_ANOTHER
         if not is_read and not answered:
             found.append(f"{key} has no reader in src/; read it, or say in config_table.cpp that it is not built")
-        if is_read and not_built.get(key) == "warned":
-            found.append(f"{key} is read; delete its warned() in config_table.cpp")
+        if is_read and key in not_built:
+            found.append(f"{key} is read; delete its not_built() in config_table.cpp")
         if key in SAID_BY_ANOTHER and (is_read or key in not_built):
             found.append(f"{key} is read or answered by itself; delete it from SAID_BY_ANOTHER")
-    for key in (READ_BY_FUNCTION.keys() | SAID_BY_ANOTHER.keys() | not_built.keys()) - keys.keys():
+    for key in (READ_BY_FUNCTION.keys() | SAID_BY_ANOTHER.keys() | not_built) - keys.keys():
         found.append(f"{key} is listed here or in config_table.cpp but is no member in config.h")
     return found
 
@@ -307,5 +307,5 @@ def test_the_rule_of_readers_itself(config_sources):
     assert not any(reads("training.invented", "Training", text) for text in assigned.values())
     for text in ("config.training.invented", "const Training& t = c.training; if (t.invented == 1)"):
         assert reads("training.invented", "Training", text)
-    late = table_cpp.replace("{AT(training, seed), reference,", "{AT(training, seed), warned(), reference,")
+    late = table_cpp.replace("{AT(training, seed), reference,", "{AT(training, seed), not_built(), reference,")
     assert "training.seed is read" in breaches_of_reading(config_h, late, sources)[0]
