@@ -1,7 +1,8 @@
 # Every library the program links to, as imported targets. The versions it is tested with:
 # LibTorch 2.11.0 (requirements.txt), the rest Debian 12's packages (cmake/packages.txt).
 #
-#   picotron_text        fmt, CLI11, nlohmann-json: what the rooms without tensors need
+#   picotron_text        fmt, CLI11, nlohmann-json, PCRE2, sentencepiece, libcurl: what the rooms without tensors need
+#   picotron_arrow       Arrow and Parquet (requirements-data.txt), which data/documents reads with
 #   picotron_torch       LibTorch's CPU half (torch_cpu, c10), headers as system headers
 #   picotron_torch_cuda  its CUDA half (torch_cuda, c10_cuda), only for the plug-in of PICOTRON_CUDA
 #   picotron_onednn      oneDNN, the library that multiplies matrices on a CPU
@@ -24,8 +25,26 @@ endif()
 find_package(fmt REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)
+find_package(CURL REQUIRED)
+find_library(PICOTRON_PCRE2_LIB pcre2-8 REQUIRED)
+find_library(PICOTRON_SENTENCEPIECE_LIB sentencepiece REQUIRED)
 add_library(picotron_text INTERFACE)
-target_link_libraries(picotron_text INTERFACE fmt::fmt nlohmann_json::nlohmann_json CLI11::CLI11)
+target_link_libraries(picotron_text INTERFACE fmt::fmt nlohmann_json::nlohmann_json CLI11::CLI11 CURL::libcurl
+                      ${PICOTRON_PCRE2_LIB} ${PICOTRON_SENTENCEPIECE_LIB})
+
+# Arrow: the `pyarrow` wheel has headers and libraries, whose names end in a version (libarrow.so.2600).
+file(GLOB arrow_of_wheel ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/pyarrow)
+set(PICOTRON_ARROW "${arrow_of_wheel}" CACHE PATH "a pyarrow wheel's folder: include/arrow, libarrow.so.*")
+file(GLOB arrow_libraries ${PICOTRON_ARROW}/libarrow.so.* ${PICOTRON_ARROW}/libparquet.so.*)
+list(LENGTH arrow_libraries arrow_found)
+if(NOT arrow_found EQUAL 2)
+  message(FATAL_ERROR "no Arrow found: use ./run build, which installs it into .venv, or name a folder of the "
+                      "pyarrow wheel with -DPICOTRON_ARROW=DIR (it holds libarrow.so.* and libparquet.so.*)")
+endif()
+add_library(picotron_arrow INTERFACE)
+target_include_directories(picotron_arrow SYSTEM INTERFACE ${PICOTRON_ARROW}/include)
+target_link_libraries(picotron_arrow INTERFACE ${arrow_libraries})
+target_link_options(picotron_arrow INTERFACE -Wl,-rpath,${PICOTRON_ARROW})
 
 # LibTorch: the `torch` wheel, or an unpacked LibTorch, has include/ and lib/.
 set(PICOTRON_TORCH "" CACHE PATH "a LibTorch of the user's own, instead of the one in .venv")
