@@ -20,8 +20,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// What is written goes to the disk in the background from so many bytes on, so that the fsync at
-// the end finds little left to do.
 constexpr int64_t kFlushBehind = int64_t{32} << 20;
 
 std::string hex_of(const XXH128_hash_t& hash) {
@@ -110,11 +108,19 @@ void NewFile::append(std::span<const std::byte> bytes) {
     if (written <= 0) throw failed("write", file_);
     bytes = bytes.subspan(static_cast<size_t>(written));
   }
-  if (bytes_ - flushing_ >= kFlushBehind) {
-    // Best effort: where a file system cannot, fsync does it all.
-    ::sync_file_range(fd_.get(), flushing_, bytes_ - flushing_, SYNC_FILE_RANGE_WRITE);
-    flushing_ = bytes_;
-  }
+  if (bytes_ - flushing_ >= kFlushBehind) flush_behind();
+}
+
+void NewFile::flush_behind() {
+  // Best effort: where a file system cannot, fsync does it all. Errors are reported by fsync too.
+  constexpr unsigned kBegin = SYNC_FILE_RANGE_WRITE;
+  constexpr unsigned kWait = SYNC_FILE_RANGE_WAIT_BEFORE | kBegin | SYNC_FILE_RANGE_WAIT_AFTER;
+  const int fd = fd_.get();
+  ::sync_file_range(fd, flushing_, bytes_ - flushing_, kBegin);
+  ::sync_file_range(fd, flushed_, flushing_ - flushed_, kWait);
+  ::posix_fadvise(fd, flushed_, flushing_ - flushed_, POSIX_FADV_DONTNEED);
+  flushed_ = flushing_;
+  flushing_ = bytes_;
 }
 
 void NewFile::commit() {

@@ -21,6 +21,7 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kPieceBytes = int64_t{64} << 20;
 constexpr int64_t kReadBytes = int64_t{32} << 20;
+constexpr size_t kFilesBehind = 3;  // that the disk works on while the next is being written
 
 // A whole tensor as rows: [rows, columns], a vector as one column.
 struct Rows {
@@ -278,27 +279,37 @@ at::Tensor ShardedWriter::assemble(const std::vector<const Piece*>& by_writer) c
 
 namespace {
 
-// The file that a rank writes at the moment. Once something has failed, what comes is dropped, for
-// the others go on sending; then all agree.
+// The files that a rank writes, one after the other. The disk works on one while the next is being
+// written, and is waited for at the end. Once something has failed, what comes is dropped, for the
+// others go on sending; then all agree.
 class Output {
  public:
-  void open(const fs::path& path, std::vector<TensorHeader> headers) {
+  void open(const fs::path& file, std::vector<TensorHeader> headers) {
     attempt([&] {
-      file_ = std::make_unique<NewFile>(path);
-      file_->append(safetensors_header(headers, {{"format", "pt"}}));
+      files_.push_back(std::make_unique<NewFile>(file));
+      files_.back()->append(safetensors_header(headers, {{"format", "pt"}}));
     });
   }
   void append(const at::Tensor& values) {
-    attempt([&] { file_->append(bytes_of(values)); });
+    attempt([&] { files_.back()->append(bytes_of(values)); });
   }
-  FileRecord close() {
-    FileRecord record;
+  void close() {
     attempt([&] {
-      file_->commit();
-      record = {file_->bytes(), file_->checksum()};
+      files_.back()->flush_behind();
+      if (files_.size() > kFilesBehind) files_[files_.size() - 1 - kFilesBehind]->flush_behind();
     });
-    file_.reset();
-    return record;
+  }
+  // On the disk under their names, when this returns. Paths are relative to `checkpoint`.
+  nlohmann::json commit(const fs::path& checkpoint) {
+    nlohmann::json records = nlohmann::json::object();
+    attempt([&] {
+      for (const auto& file : files_) {
+        file->commit();
+        records[file->path().lexically_relative(checkpoint).string()] = {file->bytes(),
+                                                                         file->checksum()};
+      }
+    });
+    return records;
   }
   const std::string& error() const { return error_; }
 
@@ -311,7 +322,7 @@ class Output {
       error_ = plain_sentence(error.what());
     }
   }
-  std::unique_ptr<NewFile> file_;
+  std::vector<std::unique_ptr<NewFile>> files_;
   std::string error_;
 };
 
@@ -347,7 +358,6 @@ std::map<std::string, FileRecord> ShardedWriter::write(
     rounds = std::max(rounds, pieces.back().size());
   }
   Output output;
-  nlohmann::json records = nlohmann::json::object();
   for (size_t round = 0; round < rounds; ++round) {
     std::vector<const Piece*> by_writer;
     for (const auto& list : pieces)
@@ -355,13 +365,14 @@ std::map<std::string, FileRecord> ShardedWriter::write(
     const at::Tensor values = assemble(by_writer);
     const Piece* piece = by_writer[static_cast<size_t>(world_.rank)];
     if (piece == nullptr) continue;
-    const std::string path = piece->tensors->folder + "/" + piece->file->name;
-    if (piece->opens) output.open(checkpoint / path, headers(*piece->tensors, *piece->file));
+    if (piece->opens) {
+      output.open(checkpoint / piece->tensors->folder / piece->file->name,
+                  headers(*piece->tensors, *piece->file));
+    }
     output.append(values.to(piece->tensors->stored).contiguous());
-    if (!piece->closes) continue;
-    const FileRecord record = output.close();
-    records[path] = {record.bytes, record.checksum};
+    if (piece->closes) output.close();
   }
+  const nlohmann::json records = output.commit(checkpoint);
   agree(output.error(), world_);
   std::map<std::string, FileRecord> all;
   for (const std::string& text : gather_texts(records.dump(), world_)) {
