@@ -153,6 +153,7 @@ CheckpointState from_json(const ordered_json& root) {
                           .mean = loss.number("mean"),
                           .variance = loss.number("variance")}};
   if (state.train.global_batch_size == 0) throw Mistake("train.global_batch_size is 0");
+  if (state.train.loss.variance < 0) throw Mistake("loss.variance is negative");
   state.layout = reader.text("layout");
   state.dtype = reader.text("dtype");
   state.optimizer = reader.text("optimizer");

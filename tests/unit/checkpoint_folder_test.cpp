@@ -133,6 +133,7 @@ TEST(CheckpointState, NumbersOutOfTheirRangeAreRefused) {
       {"/data/seed", -1},
       {"/data/shuffle", 1},
       {"/loss/mean", "0.1"},
+      {"/loss/variance", -0.5},
       {"/files/model~1a/bytes", -3},
       {"/files/model~1a/xxh3_128", "abc"},
       {"/files/model~1a/xxh3_128", std::string(32, 'G')},

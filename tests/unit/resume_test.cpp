@@ -1,5 +1,7 @@
 // A run that stops and goes on is the run that never stopped: in its own layout to the last bit, in
 // another one on the same curve, and a checkpoint that is read and written again is the same bytes.
+// The quick suites stop once and take each pair of layouts in one precision; those named Slow
+// (./run test --all) stop at more steps, in more pairs and in every precision.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -24,10 +26,6 @@ struct Layout {
   std::string name;
   Distributed distributed = {};
 };
-
-void PrintTo(const Layout& layout, std::ostream* out) {
-  *out << layout.name;
-}
 
 Distributed axes(int64_t dp, int64_t tp, int64_t pp, int64_t cp, int64_t zero_stage = 1) {
   Distributed d{.tp_size = tp, .cp_size = cp, .pp_size = pp, .dp_size = dp};
@@ -154,16 +152,26 @@ class ResumeTest : public ::testing::Test {
 
 // ------------------------------------------------------------------------- in its own layout
 
-class ResumeInPlaceTest : public ResumeTest, public ::testing::WithParamInterface<Layout> {
+struct Stopped {
+  Layout layout;
+  std::vector<int64_t> after;  // these steps, one run each
+};
+
+void PrintTo(const Stopped& stopped, std::ostream* out) {
+  *out << stopped.layout.name;
+}
+
+class ResumeInPlaceTest : public ResumeTest, public ::testing::WithParamInterface<Stopped> {
  protected:
-  void expect_same_run(DType dtype, bool tied, const std::vector<int64_t>& stops) {
-    const Config whole = config_of(GetParam().distributed, dtype, tied, folder("whole"));
+  void expect_same_run(DType dtype, bool tied) {
+    const Distributed& distributed = GetParam().layout.distributed;
+    const Config whole = config_of(distributed, dtype, tied, folder("whole"));
     train_ranks(whole);
     const std::vector<json> expected = metrics_of(folder("whole"));
     ASSERT_EQ(expected.size(), 30U);
-    for (const int64_t stop : stops) {
+    for (const int64_t stop : GetParam().after) {
       const fs::path save_dir = folder(fmt::format("stopped-{}", stop));
-      Config config = config_of(GetParam().distributed, dtype, tied, save_dir);
+      Config config = config_of(distributed, dtype, tied, save_dir);
       train_ranks(until(config, stop));
       ASSERT_TRUE(fs::exists(save_dir / std::to_string(stop) / "state.json"));
       config.checkpoint.resume = Resume::automatic;
@@ -175,27 +183,33 @@ class ResumeInPlaceTest : public ResumeTest, public ::testing::WithParamInterfac
 };
 
 TEST_P(ResumeInPlaceTest, Float32IsTheSameToTheLastBit) {
-  expect_same_run(DType::float32, /*tied=*/false, {1, 13, 29});
+  expect_same_run(DType::float32, /*tied=*/false);
 }
 
 TEST_P(ResumeInPlaceTest, BFloat16IsTheSameToTheLastBit) {
-  expect_same_run(DType::bfloat16, /*tied=*/true, {13});
+  expect_same_run(DType::bfloat16, /*tied=*/true);
 }
 
-const auto name_of_layout = [](const auto& test) { return test.param.name; };
+std::vector<Stopped> five_layouts(const std::vector<int64_t>& after) {
+  return {{{"One", axes(1, 1, 1, 1)}, after},
+          {{"Dp2", axes(2, 1, 1, 1)}, after},
+          {{"Tp2Pp2", axes(1, 2, 2, 1)}, after},
+          {{"Dp2Cp2", axes(2, 1, 1, 2)}, after},
+          {{"Dp2Pp2ChunksZero0", chunked(2, 1, 0)}, after}};
+}
 
-INSTANTIATE_TEST_SUITE_P(Quick, ResumeInPlaceTest,
-                         ::testing::Values(Layout{"One", axes(1, 1, 1, 1)},
-                                           Layout{"Dp2", axes(2, 1, 1, 1)},
-                                           Layout{"Tp2Pp2", axes(1, 2, 2, 1)},
-                                           Layout{"Dp2Cp2", axes(2, 1, 1, 2)},
-                                           Layout{"Dp2Pp2ChunksZero0", chunked(2, 1, 0)}),
-                         name_of_layout);
+const auto name_of_stopped = [](const auto& test) { return test.param.layout.name; };
+
+INSTANTIATE_TEST_SUITE_P(Quick, ResumeInPlaceTest, ::testing::ValuesIn(five_layouts({13})),
+                         name_of_stopped);
+INSTANTIATE_TEST_SUITE_P(Slow, ResumeInPlaceTest,
+                         ::testing::ValuesIn(five_layouts({1, 2, 8, 21, 28, 29})), name_of_stopped);
 
 // --------------------------------------------------------------------------- in another layout
 
 struct Pair {
   Layout from, to;
+  bool every_precision = false;
 };
 
 void PrintTo(const Pair& pair, std::ostream* out) {
@@ -214,12 +228,12 @@ std::vector<Layout> layouts() {
 }
 
 // Each layout to the ones that follow it by these distances, around the list.
-std::vector<Pair> pairs(const std::vector<size_t>& distances) {
+std::vector<Pair> pairs(const std::vector<size_t>& distances, bool every_precision) {
   std::vector<Pair> result;
   const std::vector<Layout> all = layouts();
   for (const size_t distance : distances)
     for (size_t i = 0; i < all.size(); ++i)
-      result.push_back({all[i], all[(i + distance) % all.size()]});
+      result.push_back({all[i], all[(i + distance) % all.size()], every_precision});
   return result;
 }
 
@@ -272,21 +286,23 @@ class ResumeElsewhereTest : public ResumeTest, public ::testing::WithParamInterf
 };
 
 TEST_P(ResumeElsewhereTest, GoesOnOnTheCurveOfOneRank) {
-  expect_one_curve(DType::float32, /*tied=*/true, 1e-5);
-  expect_one_curve(DType::float64, /*tied=*/false, 1e-10);
+  expect_one_curve(DType::float64, /*tied=*/true, 1e-10);
+  if (GetParam().every_precision) expect_one_curve(DType::float32, /*tied=*/false, 1e-5);
 }
 
 TEST_P(ResumeElsewhereTest, WritesTheFilesThatItHasRead) {
   expect_same_files(DType::bfloat16, /*tied=*/true);
-  expect_same_files(DType::float32, /*tied=*/false);
+  if (GetParam().every_precision) expect_same_files(DType::float32, /*tied=*/false);
 }
 
 const auto name_of_pair = [](const auto& test) {
   return test.param.from.name + "To" + test.param.to.name;
 };
 
-INSTANTIATE_TEST_SUITE_P(Quick, ResumeElsewhereTest, ::testing::ValuesIn(pairs({3})), name_of_pair);
-INSTANTIATE_TEST_SUITE_P(Slow, ResumeElsewhereTest, ::testing::ValuesIn(pairs({1, 2, 4})),
+INSTANTIATE_TEST_SUITE_P(Quick, ResumeElsewhereTest,
+                         ::testing::ValuesIn(pairs({3}, /*every_precision=*/false)), name_of_pair);
+INSTANTIATE_TEST_SUITE_P(Slow, ResumeElsewhereTest,
+                         ::testing::ValuesIn(pairs({1, 2, 3, 4}, /*every_precision=*/true)),
                          name_of_pair);
 
 // ----------------------------------------------------------------------- with another config
