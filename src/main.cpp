@@ -13,6 +13,7 @@ constexpr picotron::Command kCommands[] = {
     {"train", "train a model: --config FILE, or short flags, or nothing at all",
      picotron::train_command},
     {"generate", "let a trained model write", picotron::generate_command},
+    {"evaluate", "measure the loss of a trained model on a data set", picotron::evaluate_command},
     {"create-config", "write a config.json from flags", picotron::create_config_command},
     {"config", "explain the keys of a configuration, or print one in full",
      picotron::config_command},

@@ -19,6 +19,7 @@ int bench_command(const std::vector<std::string>& arguments);
 int checkpoint_command(const std::vector<std::string>& arguments);
 int config_command(const std::vector<std::string>& arguments);
 int create_config_command(const std::vector<std::string>& arguments);
+int evaluate_command(const std::vector<std::string>& arguments);
 int explain_command(const std::vector<std::string>& arguments);
 int export_command(const std::vector<std::string>& arguments);
 int generate_command(const std::vector<std::string>& arguments);

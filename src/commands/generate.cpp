@@ -2,8 +2,9 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <nlohmann/json.hpp>
+#include <fmt/format.h>
 
+#include <cstdio>
 #include <limits>
 
 #include "checkpoint/huggingface.h"
@@ -35,6 +36,10 @@ int generate_command(const std::vector<std::string>& arguments) {
   app.add_option("--top_k", options.top_k, "Draw among the k likeliest; 0: all")
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 30));
+  app.add_option("--top_p", options.top_p,
+                 "Draw among the fewest whose probabilities reach it; 1: all")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
   app.add_option("--seed", options.seed)
       ->capture_default_str()
       ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
@@ -73,6 +78,14 @@ int generate_command(const std::vector<std::string>& arguments) {
   Llama model(config, alone,
               {at::TensorOptions(at::kFloat), std::min(longest, config.max_position_embeddings)});
   load_huggingface(folder, config, model.parameters());
+  if (samples == 1) {  // word by word, as a person reads
+    stream_text(model, *tokenizer, prompt, options, [](std::string_view piece) {
+      fmt::print("{}", piece);
+      std::fflush(stdout);
+    });
+    log::print("");
+    return 0;
+  }
   for (const std::string& text : write_texts(model, *tokenizer, prompt, samples, options))
     log::print(text);
   return 0;

@@ -27,6 +27,10 @@ class Tokenizer {
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
   // UserError for an id outside [0, vocab_size).
   virtual std::string decode(std::span<const int32_t> tokens) const = 0;
+  // Bytes of text that these tokens spell, whole characters or not.
+  virtual int64_t num_bytes(std::span<const int32_t> tokens) const {
+    return static_cast<int64_t>(decode(tokens).size());
+  }
   // The token to put before a prompt and the one that ends a text, where the vocabulary has them.
   virtual std::optional<int32_t> bos() const { return std::nullopt; }
   virtual std::optional<int32_t> eos() const { return std::nullopt; }
@@ -38,6 +42,9 @@ class ByteTokenizer : public Tokenizer {
   int64_t vocab_size() const override { return 256; }
   std::vector<int32_t> encode(std::string_view text) const override;
   std::string decode(std::span<const int32_t> tokens) const override;
+  int64_t num_bytes(std::span<const int32_t> tokens) const override {
+    return static_cast<int64_t>(tokens.size());
+  }
 };
 
 // One token a word or punctuation mark. Token 0 marks the beginning of a text and so the end of the

@@ -8,36 +8,36 @@
 
 #include "core/error.h"
 #include "kernels/swiglu.h"
+#include "model/key_value_cache.h"
 
 namespace picotron {
 
-Llama::Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options)
-    : config_(config),
+Llama::Llama(const LlamaConfig& c, const Mesh& mesh, const Options& options)
+    : config_(c),
       mesh_(mesh),
       tp_(mesh, options.sequence_parallel),
       body_(options.body),
       recompute_(options.recompute) {
   const int64_t tp = mesh.tp.size(), sharing = mesh.key_value.size();
-  check(config.num_attention_heads % tp == 0 && config.num_key_value_heads * sharing % tp == 0,
+  check(c.num_attention_heads % tp == 0 && c.num_key_value_heads * sharing % tp == 0,
         "tp divides the heads");
-  attention_ = {.attention = {&mesh.cp, 1 / std::sqrt(static_cast<double>(config.head_dim))},
-                .key_value_heads = config.num_key_value_heads * sharing / tp,
-                .head_dim = config.head_dim};
+  attention_ = {.attention = {&mesh.cp, 1 / std::sqrt(static_cast<double>(c.head_dim))},
+                .key_value_heads = c.num_key_value_heads * sharing / tp,
+                .head_dim = c.head_dim};
   const auto matrix = [&](const char* name, Role role) {
-    return VocabMatrix::declare(parameters_, name, role, config.vocab_size, config.hidden_size,
-                                tp_);
+    return VocabMatrix::declare(parameters_, name, role, c.vocab_size, c.hidden_size, tp_);
   };
-  const bool tied = config.tie_word_embeddings;
+  const bool tied = c.tie_word_embeddings;
   if (mesh.is_first_stage()) embedding_ = {matrix("model.embed_tokens.weight", Role::embedding)};
   std::vector<Range> chunks = options.chunks;
-  if (chunks.empty()) chunks = {{0, config.num_hidden_layers}};
+  if (chunks.empty()) chunks = {{0, c.num_hidden_layers}};
   for (const Range& range : chunks) {
     std::vector<Layer>& layers = chunks_.emplace_back();
     for (int64_t i = range.begin; i < range.end; ++i) layers.push_back(declare_layer(i));
   }
   if (mesh.is_last_stage()) {
-    final_norm_ = Norm::declare(parameters_, "model.norm", config.hidden_size, config.rms_norm_eps,
-                                body_, tp_);
+    final_norm_ =
+        Norm::declare(parameters_, "model.norm", c.hidden_size, c.rms_norm_eps, body_, tp_);
     head_ = {!tied                   ? matrix("lm_head.weight", Role::linear)
              : mesh.is_first_stage() ? embedding_
                                      : matrix("model.embed_tokens.weight", Role::embedding),
@@ -45,9 +45,8 @@ Llama::Llama(const LlamaConfig& config, const Mesh& mesh, const Options& options
   }
   if (tied) tie(parameters_, embedding_.weight, head_.weight, mesh.tied);
   parameters_.allocate(options.tensors);
-  rope_ =
-      rope_tables(options.max_positions, config.head_dim, config.rope_theta, config.rope_scaling,
-                  c10::typeMetaToScalarType(options.tensors.dtype()), options.tensors.device());
+  rope_ = rope_tables(options.max_positions, c.head_dim, c.rope_theta, c.rope_scaling,
+                      c10::typeMetaToScalarType(options.tensors.dtype()), options.tensors.device());
 }
 
 Llama::Layer Llama::declare_layer(int64_t index) {
@@ -87,7 +86,8 @@ void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, const at:
   saved.input = layer.input_norm.forward(x, delta);
   saved.qkv = layer.qkv_proj.forward(saved.input.y);
   rotate(saved.qkv, batch, /*inverse=*/false);
-  saved.attention = attention_.forward(saved.qkv, batch.rows);
+  saved.attention = batch.cache == nullptr ? attention_.forward(saved.qkv, batch.rows)
+                                           : batch.cache->attend(attention_, saved.qkv, batch.rows);
   const at::Tensor attended = layer.o_proj.forward(attention_.merge_heads(saved.attention));
 
   saved.mid = layer.post_attention_norm.forward(saved.input.sum, attended);

@@ -1,5 +1,4 @@
-// Draws one token at a time and runs the whole text so far through the model for each: there is no
-// cache of keys and values, for texts here are short.
+// Draws one token at a time; the model has read what comes before it.
 #include "model/sampling.h"
 
 #include <ATen/ATen.h>
@@ -9,6 +8,7 @@
 
 #include "core/error.h"
 #include "model/initial_values.h"
+#include "model/key_value_cache.h"
 
 namespace picotron {
 namespace {
@@ -20,10 +20,10 @@ int64_t draw(const at::Tensor& logits, const SamplingOptions& options, double un
   const int64_t kept = options.top_k > 0 ? std::min(options.top_k, vocab) : vocab;
   auto [values, ids] = logits.topk(kept);
   const at::Tensor cumulative = (values / options.temperature).softmax(0).cumsum(0);
-  const double* c = cumulative.data_ptr<double>();
-  const int64_t chosen =
-      std::min(std::upper_bound(c, c + kept, uniform) - c, static_cast<std::ptrdiff_t>(kept - 1));
-  return ids[chosen].item<int64_t>();
+  const double* begin = cumulative.const_data_ptr<double>();
+  // The fewest whose probabilities reach top_p: at least the likeliest.
+  const double* last = std::lower_bound(begin, begin + kept - 1, options.top_p);
+  return ids[std::upper_bound(begin, last, uniform * *last) - begin].item<int64_t>();
 }
 
 }  // namespace
@@ -37,16 +37,22 @@ std::vector<std::vector<int64_t>> generate(Llama& model, const std::vector<int64
   const at::Device device = model.parameters().flat().device();
 
   at::Tensor ids = at::tensor(prompt, at::kLong).repeat({samples, 1});  // [samples, length so far]
+  KeyValueCache cache(model.config().num_hidden_layers, std::min(end, model.max_positions()));
+  int64_t begin = std::max<int64_t>(0, start - cache.capacity());  // of what the model has read
   std::vector<std::vector<int64_t>> result(static_cast<size_t>(samples));
   std::vector<bool> finished(result.size(), false);
   for (int64_t length = start;
        length < end && !std::all_of(finished.begin(), finished.end(), std::identity()); ++length) {
-    const int64_t seen = std::min(length, model.max_positions());
-    const at::Tensor context = ids.narrow(1, length - seen, seen).reshape({-1});
-    const at::Tensor positions = at::arange(seen, at::kLong).repeat({samples});
-    const TokenBatch batch{samples, seen, context.to(device), {}, positions.to(device)};
+    if (length - begin > cache.capacity()) {
+      begin = length - (cache.capacity() + 1) / 2;
+      cache.clear();
+    }
+    const int64_t read = cache.size(), unread = length - begin - read;
+    const at::Tensor context = ids.narrow(1, begin + read, unread).reshape({-1});
+    const at::Tensor positions = at::arange(read, read + unread, at::kLong).repeat({samples});
+    const TokenBatch batch{samples, unread, context.to(device), {}, positions.to(device), &cache};
     const at::Tensor last =
-        model.normed_states(batch).view({samples, seen, -1}).select(1, seen - 1).contiguous();
+        model.normed_states(batch).view({samples, unread, -1}).select(1, unread - 1).contiguous();
     const at::Tensor logits =
         model.head().logits(last).narrow(1, 0, vocab).to(at::kCPU, at::kDouble);
     at::Tensor next = at::empty({samples, 1}, at::kLong);
@@ -57,7 +63,9 @@ std::vector<std::vector<int64_t>> generate(Llama& model, const std::vector<int64
       next[i][0] = token;
       const auto s = static_cast<size_t>(i);
       if (options.end_token == token) finished[s] = true;
-      if (!finished[s]) result[s].push_back(token);
+      if (finished[s]) continue;
+      result[s].push_back(token);
+      if (options.on_token) options.on_token(i, token);
     }
     ids = at::cat({ids, next}, 1);
   }
