@@ -256,8 +256,7 @@ std::vector<std::string> warnings(const Config& config) {
   for (const Field& field : config_table::table()) {
     if (!field.built() && !config_table::is_default(field, config)) {
       sentences.push_back(fmt::format("{} {} is not built yet: {}", field.name(),
-                                      config_table::value_text(field, config),
-                                      field.instead));
+                                      config_table::value_text(field, config), field.instead));
     }
   }
   const Training& t = config.training;

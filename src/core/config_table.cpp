@@ -81,7 +81,9 @@ constexpr Range shape = from(1, 1 << 24);
 constexpr Range steps = from(1, 1e9);
 constexpr Range steps_or_off = from(0, 1e9);
 
-constexpr std::string_view not_built(std::string_view instead) { return instead; }
+constexpr std::string_view not_built(std::string_view instead) {
+  return instead;
+}
 
 #define AT(section, key) \
 #section, #key, [](Config & config) -> Slot { return slot_of(config.section.key); }

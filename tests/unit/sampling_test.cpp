@@ -1,5 +1,5 @@
-// Generation: what temperature, top_k, top_p, seed and the end token do to a small model with random
-// weights, and what its cache of keys and values holds.
+// Generation: what temperature, top_k, top_p, seed and the end token do to a small model with
+// random weights, and what its cache of keys and values holds.
 #include "model/sampling.h"
 
 #include <algorithm>
