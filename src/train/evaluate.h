@@ -4,8 +4,8 @@
 //     perplexity      e^loss
 //     bits per byte   n · loss / (ln 2 · bytes of text that the n tokens spell)
 //
-// A loss per token depends on the tokenizer; bits per byte compares models that have different ones.
-// Rows are cut over dp in contiguous parts, one may be longer than another: a forward has no
+// A loss per token hangs on the tokenizer; bits per byte compares models with different ones. Rows
+// are cut over dp in contiguous parts, of which one may be longer than another: a forward has no
 // collective over dp, so each slice goes through its part alone, and one sum ends it.
 #pragma once
 #include <cstdint>
