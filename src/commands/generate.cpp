@@ -46,8 +46,10 @@ int generate_command(const std::vector<std::string>& arguments) {
   app.add_option("--num_samples", samples, "How many texts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 16));
-  app.add_option("--tokenizer", tokenizer_name,
-                 "bytes or builtin:stories; by default what the checkpoint names");
+  app.add_option(
+      "--tokenizer", tokenizer_name,
+      "bytes, builtin:stories, a tokenizer.json, a tokenizer.model or a folder of one; by "
+      "default the checkpoint's own");
   if (const std::optional<int> done = parse(app, arguments)) return *done;
   // Written so that NaN fails too; a smaller temperature would divide logits to infinity.
   const double temperature = options.temperature;
@@ -64,13 +66,16 @@ int generate_command(const std::vector<std::string>& arguments) {
       find_model_folder(checkpoint.empty() ? model_folder : checkpoint);
   const LlamaConfig config = read_huggingface_config(folder.string());
   if (tokenizer_name.empty()) tokenizer_name = tokenizer_of(folder);
+  for (const char* file : {"tokenizer.json", "tokenizer.model"})
+    if (tokenizer_name.empty() && std::filesystem::exists(folder / file))
+      tokenizer_name = (folder / file).string();
   if (tokenizer_name.empty()) {
     throw user_error(
-        "{} does not say which tokenizer it was trained with; give --tokenizer bytes or "
-        "builtin:stories",
+        "{} holds no tokenizer and does not say which one it was trained with; give --tokenizer "
+        "bytes, builtin:stories, or a file or folder",
         folder.string());
   }
-  const std::shared_ptr<const Tokenizer> tokenizer = make_tokenizer(tokenizer_name);
+  const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(tokenizer_name);
   const int64_t longest =
       options.max_new_tokens + static_cast<int64_t>(prompt_tokens(*tokenizer, prompt).size());
   const at::NoGradGuard no_grad;

@@ -119,8 +119,12 @@ std::unique_ptr<Dataset> open_files(const DatasetOptions& options, const std::st
   if (options.tokenizer.empty() && files.front().extension() == ".txt") {
     throw user_error("{}: text needs a tokenizer; set dataset.tokenizer to \"bytes\"", name);
   }
+  if (options.tokenizer != "bytes" && files.front().extension() == ".txt") {
+    throw user_error("{}: tokenizing text with {} is not built yet; use \"bytes\"", name,
+                     options.tokenizer);
+  }
   std::shared_ptr<const Tokenizer> tokenizer;
-  if (!options.tokenizer.empty()) tokenizer = make_tokenizer(options.tokenizer);
+  if (!options.tokenizer.empty()) tokenizer = open_tokenizer(options.tokenizer);
   return open_token_files(name, options.seq_length, files, tokenizer);
 }
 

@@ -1,15 +1,21 @@
-// Bytes and words: encoding, decoding, and what an unknown word is answered with.
+// Bytes and words: encoding, decoding, and what an unknown word is answered with. Then which
+// tokenizer a name means, and what ends a text.
 #include "data/tokenizer.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cctype>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "core/error.h"
 #include "core/utf8.h"
+#include "data/sentencepiece_tokenizer.h"
 #include "data/stories.h"
+#include "data/tokenizer_json.h"
 
 namespace picotron {
 namespace {
@@ -168,11 +174,105 @@ std::string WordTokenizer::decode(std::span<const int32_t> tokens) const {
   return out;
 }
 
-std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view kind) {
-  if (kind == "bytes") return std::make_shared<ByteTokenizer>();
-  if (kind == "builtin:stories") return story_tokenizer();
-  throw user_error("tokenizer {} is not built yet; use \"bytes\" or \"builtin:stories\"",
-                   in_quotes(kind));
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr std::string_view usual_ends[] = {"<|endoftext|>", "<|end_of_text|>", "</s>"};
+
+std::string contents_of(const fs::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(in), {}};
+  if (!in) throw user_error("{} cannot be read", file.string());
+  return text;
+}
+
+// A key of a JSON file beside the tokenizer; null where file or key is not there.
+json value_beside(const fs::path& file, const char* key) {
+  std::error_code absent;
+  if (!fs::exists(file, absent)) return nullptr;
+  const json root = json::parse(contents_of(file), nullptr, /*allow_exceptions=*/false);
+  if (!root.is_object()) throw user_error("{} is no JSON object", file.string());
+  return root.contains(key) ? root.at(key) : json();
+}
+
+std::optional<int32_t> end_said_beside(const fs::path& folder, const Tokenizer& tokenizer) {
+  // "</s>", or {"content": "</s>", …}.
+  const fs::path file = folder / "tokenizer_config.json";
+  json spelled = value_beside(file, "eos_token");
+  if (spelled.is_object() && spelled.contains("content")) spelled = spelled.at("content");
+  if (spelled.is_string()) {
+    const auto token = tokenizer.token_of(spelled.get<std::string>());
+    if (!token)
+      throw user_error("{}: eos_token {} is no token of the tokenizer", file.string(),
+                       spelled.dump());
+    return token;
+  }
+  // A number, or several, of which the first ends a text.
+  const fs::path config = folder / "config.json";
+  json id = value_beside(config, "eos_token_id");
+  if (id.is_array() && !id.empty()) id = json(id.front());
+  if (!id.is_number_integer()) return std::nullopt;
+  if (id.get<int64_t>() < 0 || id.get<int64_t>() >= tokenizer.vocab_size())
+    throw user_error("{}: eos_token_id {} is not below the vocabulary of {}", config.string(),
+                     id.dump(), tokenizer.vocab_size());
+  return id.get<int32_t>();
+}
+
+std::optional<int32_t> only_usual_end(const Tokenizer& tokenizer) {
+  std::optional<int32_t> only;
+  for (const std::string_view spelled : usual_ends) {
+    const auto token = tokenizer.token_of(spelled);
+    if (token && only) return std::nullopt;
+    if (token) only = token;
+  }
+  return only;
+}
+
+std::shared_ptr<const Tokenizer> open_json(const fs::path& file) {
+  auto tokenizer = std::make_shared<JsonTokenizer>(contents_of(file), file.string());
+  const auto said = end_said_beside(file.parent_path(), *tokenizer);
+  tokenizer->set_eos(said ? said : only_usual_end(*tokenizer));
+  return tokenizer;
+}
+
+}  // namespace
+
+std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name) {
+  if (name == "bytes") return std::make_shared<ByteTokenizer>();
+  if (name == "builtin:stories") return story_tokenizer();
+  fs::path file = name;
+  std::error_code absent;
+  if (fs::is_directory(file, absent)) {
+    file = file / "tokenizer.json";
+    if (!fs::exists(file, absent)) file = fs::path(name) / "tokenizer.model";
+    if (!fs::exists(file, absent))
+      throw user_error("{} holds neither tokenizer.json nor tokenizer.model", name);
+  }
+  if (!fs::is_regular_file(file, absent)) {
+    throw user_error(
+        "tokenizer {} is no file or folder here; use \"bytes\", a tokenizer.json, a "
+        "tokenizer.model "
+        "of sentencepiece or a folder that holds one",
+        in_quotes(name));
+  }
+  if (file.extension() == ".json") return open_json(file);
+  if (file.extension() == ".model") return std::make_shared<SentencePieceTokenizer>(file);
+  throw user_error("tokenizer {} is neither a .json nor a .model file", in_quotes(name));
+}
+
+int32_t eos_of(const Tokenizer& tokenizer, const std::string& name, const std::string& eos_token) {
+  if (!eos_token.empty()) {
+    if (const auto token = tokenizer.token_of(eos_token)) return *token;
+    throw user_error("eos_token {} is no token of {}", in_quotes(eos_token), name);
+  }
+  if (const auto token = tokenizer.eos()) return *token;
+  throw user_error(
+      "what ends a document is not known: no tokenizer_config.json and no config.json beside {} "
+      "says "
+      "it, and of {} it does not have exactly one; give --eos_token",
+      name, fmt::join(usual_ends, ", "));
 }
 
 }  // namespace picotron

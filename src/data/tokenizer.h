@@ -4,6 +4,9 @@
 //   "bytes"            every byte of UTF-8 is a token, vocabulary 256: nothing to learn, nothing to
 //                      download, but four times the tokens of a word-piece vocabulary
 //   builtin:stories    one token a word or punctuation mark (data/stories.h)
+//   tokenizer.json     byte-level byte-pair encoding of GPT-2, SmolLM, Llama 3, Qwen 2
+//                      (data/tokenizer_json.h)
+//   *.model            sentencepiece, of Llama 2 (data/sentencepiece_tokenizer.h)
 //
 // Encoding is strict (an unknown word is a sentence for the user); decoding never fails on ids in
 // [0, vocab_size), for a model under training may say anything. Next: data/dataset.h.
@@ -24,6 +27,7 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
   virtual int64_t vocab_size() const = 0;
   // UserError where the text holds what the vocabulary cannot spell.
+  // Adds nothing around it, no beginning and no end. Thread-safe.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
   // UserError for an id outside [0, vocab_size).
   virtual std::string decode(std::span<const int32_t> tokens) const = 0;
@@ -34,6 +38,10 @@ class Tokenizer {
   // The token to put before a prompt and the one that ends a text, where the vocabulary has them.
   virtual std::optional<int32_t> bos() const { return std::nullopt; }
   virtual std::optional<int32_t> eos() const { return std::nullopt; }
+  // The token that is spelled so, "</s>"; none where there is none.
+  virtual std::optional<int32_t> token_of(std::string_view /*content*/) const {
+    return std::nullopt;
+  }
 };
 
 // Vocabulary 256. decode() puts U+FFFD for bytes that are not UTF-8.
@@ -68,7 +76,15 @@ class WordTokenizer : public Tokenizer {
   std::map<std::string, int32_t> tokens_;  // lower case → token
 };
 
-// kind: "bytes" or "builtin:stories". UserError for any other.
-std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view kind);
+// "bytes", "builtin:stories", a tokenizer.json, a sentencepiece model (*.model), or a folder that
+// holds one of them, the first before the second. What ends a text is, of a tokenizer.json, what
+// tokenizer_config.json beside it says, else config.json, else the only one of <|endoftext|>,
+// <|end_of_text|> and </s> that it has. UserError where there is none, or the file is not
+// understood.
+std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name);
+
+// The token that ends a document: `eos_token` as it is spelled, or, where that is empty, the
+// tokenizer's own. UserError where there is none, naming what was looked for.
+int32_t eos_of(const Tokenizer& tokenizer, const std::string& name, const std::string& eos_token);
 
 }  // namespace picotron

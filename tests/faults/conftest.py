@@ -45,6 +45,12 @@ class Running:
     def __init__(self, arguments, cwd, environment=None, limit=None, program=BINARY):
         keep = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
         self.began = time.monotonic()
+
+        def begin():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, and so would we
+            if limit:
+                limit()
+
         self.stderr = tempfile.TemporaryFile("w+")  # a file, to be read while the program runs
         self.process = subprocess.Popen(
             [program, *map(str, arguments)],
@@ -55,7 +61,7 @@ class Running:
             stderr=self.stderr,
             text=True,
             start_new_session=True,
-            preexec_fn=limit,
+            preexec_fn=begin,
         )
 
     def children(self):

@@ -38,7 +38,6 @@ def test_the_stories_are_learned_to_near_their_floor_and_told(tmp_path):
     assert text == picotron("generate", "--checkpoint", tmp_path, "--prompt", "Once upon a time", "--seed", 7)
 
 
-@pytest.mark.skipif(not TEXT.exists(), reason=f"{TEXT.name} is not beside the repository")
 def test_a_large_model_is_not_made_to_write(tmp_path):
     flags = "--model_name HuggingFaceTB/SmolLM-135M --num_hidden_layers 1 --mbs 1 --seq_len 8 --total_train_steps 1 --save_frequency 1"
     output = picotron("train", *flags.split(), "--use_cpu", "--save_dir", tmp_path)
@@ -46,6 +45,8 @@ def test_a_large_model_is_not_made_to_write(tmp_path):
     assert f"picotron generate --checkpoint {tmp_path}/1 --prompt" in output
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not TEXT.exists(), reason=f"{TEXT.name} is not beside the repository")
 def test_a_text_of_ones_own_is_learned_better_than_by_nanogpt(tmp_path):
     picotron("train", "--config", "configs/text.json", "--dataset.name", TEXT, "--checkpoint.save_dir", tmp_path,
              "--training.eval_interval", 2000, "--training.eval_steps", 1000)

@@ -191,7 +191,7 @@ TEST(ByteTokenizer, DecodesAnyBytes) {
   EXPECT_EQ(bytes.decode(bytes.encode(good)), good);
   EXPECT_THROW(bytes.decode(std::vector<int32_t>{256}), UserError);
   EXPECT_THROW(bytes.decode(std::vector<int32_t>{-1}), UserError);
-  EXPECT_THROW(make_tokenizer("wordpiece"), UserError);
+  EXPECT_THROW(open_tokenizer("wordpiece"), UserError);
 }
 
 TEST_F(DataFiles, FolderIsOneStreamInTheOrderOfNames) {
@@ -228,7 +228,9 @@ TEST_F(DataFiles, WhatCannotBeReadIsOneSentence) {
       {{.name = text, .seq_length = 4},
        "text needs a tokenizer; set dataset.tokenizer to \"bytes\""},
       {{.name = text, .tokenizer = "gpt2", .seq_length = 4},
-       "\"gpt2\" is not built yet; use \"bytes\""},
+       "tokenizing text with gpt2 is not built yet; use \"bytes\""},
+      {{.name = write("a.npy", npy(counting(9))), .tokenizer = "gpt2", .seq_length = 4},
+       "\"gpt2\" is no file or folder here; use \"bytes\", a tokenizer.json"},
       {{.name = text, .tokenizer = "bytes", .seq_length = 29}, "has 29 tokens, but one row takes"},
       {{.name = text, .tokenizer = "bytes", .seq_length = 0}, "training.seq_length 0 must be"},
       {{.name = text, .tokenizer = "bytes", .seq_length = 4, .num_samples = 0},
