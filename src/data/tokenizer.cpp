@@ -83,7 +83,7 @@ WordTokenizer::WordTokenizer(std::vector<std::string> vocabulary) : words_(std::
   }
 }
 
-int32_t WordTokenizer::token_of(const std::string& word) const {
+int32_t WordTokenizer::token_of_word(const std::string& word) const {
   const auto found = tokens_.find(lower(word));
   if (found != tokens_.end()) return found->second;
   const std::string wanted = lower(word.substr(0, 40));
@@ -125,7 +125,7 @@ std::vector<int32_t> WordTokenizer::encode(std::string_view text) const {
     } else if (text[0] == '"' || text.starts_with(open_quote) || text.starts_with(close_quote)) {
       length = text[0] == '"' ? 1 : open_quote.size();
       const bool opens = text[0] == '"' ? !inside_quotes : text.starts_with(open_quote);
-      tokens.push_back(token_of(std::string(opens ? open_quote : close_quote)));
+      tokens.push_back(token_of_word(std::string(opens ? open_quote : close_quote)));
       inside_quotes = opens;
     } else {
       if (is_word(text[0])) {
@@ -135,7 +135,7 @@ std::vector<int32_t> WordTokenizer::encode(std::string_view text) const {
           ++length;
         }
       }
-      tokens.push_back(token_of(std::string(text.substr(0, length))));
+      tokens.push_back(token_of_word(std::string(text.substr(0, length))));
     }
     text.remove_prefix(length);
   }

@@ -70,7 +70,7 @@ class WordTokenizer : public Tokenizer {
   std::optional<int32_t> eos() const override { return 0; }
 
  private:
-  int32_t token_of(const std::string& word) const;
+  int32_t token_of_word(const std::string& word) const;
 
   std::vector<std::string> words_;
   std::map<std::string, int32_t> tokens_;  // lower case → token
