@@ -61,7 +61,7 @@ struct JsonReader {
   void want_none(const char* key) const {
     if (!has(key)) return;
     const json& set = value.at(key);
-    if (set == false || set == "" || set == 0.0) return;
+    if (set == false || set == json("") || set == 0.0) return;
     throw at(key).unknown("null");
   }
 };

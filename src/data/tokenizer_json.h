@@ -52,7 +52,7 @@ class JsonTokenizer : public Tokenizer {
   void read_model(const struct JsonReader& model);
   void read_post_processor(const struct JsonReader& processor);
   // Appends the added tokens of one kind that `text` holds; `rest` takes what lies between them.
-  void cut_at_added(std::string_view text, bool normalized, std::vector<int32_t>& out,
+  void cut_at_added(std::string_view text, bool are_normalized, std::vector<int32_t>& out,
                     const Take& rest) const;
   std::string_view spelled(int32_t token) const;
 

@@ -276,7 +276,7 @@ def test_empty_and_unknown_tokenizers_of_text(fails, tmp_path, tiny):
     (tmp_path / "config.json").write_text(json.dumps(config))
     fails(["train", "--config", "config.json"], 2, ["x.txt", "empty"])
     (tmp_path / "x.txt").write_bytes(b"x" * 99)
-    fails(["train", "--config", "config.json", "--dataset.tokenizer", "gpt2"], 2, ['"gpt2"', 'use "bytes"'])
+    fails(["train", "--config", "config.json", "--dataset.tokenizer", "gpt2"], 2, ['gpt2', 'use "bytes"'])
 
 
 # ---------------------------------------------------------------------------------------- a model's folder (init_from)

@@ -56,8 +56,17 @@ FAULTS = {
 }
 
 
+def leaks_are_seen(tmp_path):
+    (tmp_path / "leak.c").write_text("#include <stdlib.h>\nint main(void) { for (int i = 0; i < 9; ++i) malloc(9); }\n")
+    clang = shutil.which("clang-14") or shutil.which("clang")
+    subprocess.run([clang, "-O0", "-fsanitize=address", "leak.c", "-o", "leak"], cwd=tmp_path, check=True)
+    return subprocess.run([tmp_path / "leak"], env={"ASAN_OPTIONS": "detect_leaks=1"}, capture_output=True).returncode
+
+
 @pytest.mark.parametrize("fault, says", FAULTS.items(), ids=FAULTS.keys())
 def test_a_fault_is_found(tmp_path, fault, says):
+    if fault == "a leak" and not leaks_are_seen(tmp_path):
+        pytest.skip("LeakSanitizer sees no leak of a small program either on this machine")
     (tmp_path / "fault").write_text(fault)
     ended = fuzz("--again", tmp_path / "fault", "canary")
     assert ended.returncode == 1, ended.stdout

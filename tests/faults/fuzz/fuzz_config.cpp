@@ -37,11 +37,13 @@ void look_at(const Config& config) {
 }  // namespace picotron::fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace picotron;
+  namespace fuzz = picotron::fuzz;
   const std::string_view text = fuzz::text_of(data, size);
-  std::optional<Config> config;
-  if (fuzz::takes([&] { config = parse_config(text, "config.json", {}, fuzz::sizes_of); }))
-    fuzz::look_at(*config);
+  std::optional<picotron::Config> config;
+  const auto parse = [&] {
+    config = picotron::parse_config(text, "config.json", {}, fuzz::sizes_of);
+  };
+  if (fuzz::takes(parse)) fuzz::look_at(*config);
   return 0;
 }
 

@@ -57,13 +57,13 @@ std::string sound_state() {
 }  // namespace picotron::fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace picotron;
+  namespace fuzz = picotron::fuzz;
   const std::string_view text = fuzz::text_of(data, size);
   fuzz::look_at_text(text);
   auto root = nlohmann::ordered_json::parse(text, nullptr, false);
   if (root.is_object()) {
     root.erase("checksum");
-    root["checksum"] = checksum_of(root.dump());
+    root["checksum"] = picotron::checksum_of(root.dump());
     fuzz::look_at_text(root.dump());
   }
   return 0;
