@@ -1,7 +1,7 @@
 # Every library the program links to, as imported targets. The versions it is tested with:
 # LibTorch 2.11.0 (requirements.txt), the rest Debian 12's packages (cmake/packages.txt).
 #
-#   picotron_text        fmt, CLI11, nlohmann-json, PCRE2, ICU, sentencepiece, libcurl: what the rooms without tensors need
+#   picotron_text        fmt, CLI11, nlohmann-json, PCRE2, ICU, sentencepiece, libcurl, libcrypto: what the rooms without tensors need
 #   picotron_arrow       Arrow and Parquet (requirements-data.txt), which data/documents reads with
 #   picotron_torch       LibTorch's CPU half (torch_cpu, c10), headers as system headers
 #   picotron_torch_cuda  its CUDA half (torch_cuda, c10_cuda), only for the plug-in of PICOTRON_CUDA
@@ -26,11 +26,12 @@ find_package(fmt REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(CURL REQUIRED)
+find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 find_library(PICOTRON_PCRE2_LIB pcre2-8 REQUIRED)
 find_library(PICOTRON_ICU_LIB icuuc REQUIRED)
 find_library(PICOTRON_SENTENCEPIECE_LIB sentencepiece REQUIRED)
 add_library(picotron_text INTERFACE)
-target_link_libraries(picotron_text INTERFACE fmt::fmt nlohmann_json::nlohmann_json CLI11::CLI11 CURL::libcurl
+target_link_libraries(picotron_text INTERFACE fmt::fmt nlohmann_json::nlohmann_json CLI11::CLI11 CURL::libcurl OpenSSL::Crypto
                       ${PICOTRON_PCRE2_LIB} ${PICOTRON_ICU_LIB} ${PICOTRON_SENTENCEPIECE_LIB})
 
 # Arrow: the `pyarrow` wheel has headers and libraries, whose names end in a version (libarrow.so.2600).

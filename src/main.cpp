@@ -12,6 +12,7 @@ namespace {
 constexpr picotron::Command kCommands[] = {
     {"train", "train a model: --config FILE, or short flags, or nothing at all",
      picotron::train_command},
+    {"prepare-data", "make tokens of text, once, for many runs", picotron::prepare_data_command},
     {"generate", "let a trained model write", picotron::generate_command},
     {"evaluate", "measure the loss of a trained model on a data set", picotron::evaluate_command},
     {"create-config", "write a config.json from flags", picotron::create_config_command},

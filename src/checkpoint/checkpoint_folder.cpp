@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <charconv>
 
-#include "checkpoint/files.h"
 #include "core/error.h"
+#include "core/files.h"
 
 namespace picotron {
 namespace {

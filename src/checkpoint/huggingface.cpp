@@ -11,11 +11,11 @@
 #include <functional>
 #include <iterator>
 
-#include "checkpoint/files.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/sharded_state.h"
 #include "checkpoint/stored_types.h"
 #include "core/error.h"
+#include "core/files.h"
 #include "model/huggingface_config.h"
 
 namespace picotron {

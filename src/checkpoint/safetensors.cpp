@@ -18,8 +18,8 @@
 #include <set>
 #include <tuple>
 
-#include "checkpoint/files.h"
 #include "core/error.h"
+#include "core/files.h"
 
 namespace picotron {
 namespace {

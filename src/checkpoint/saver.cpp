@@ -8,8 +8,8 @@
 #include <chrono>
 #include <utility>
 
-#include "checkpoint/files.h"
 #include "core/error.h"
+#include "core/files.h"
 #include "dist/channel.h"
 #include "dist/collectives.h"
 

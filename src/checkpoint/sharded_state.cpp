@@ -9,9 +9,9 @@
 #include <memory>
 #include <numeric>
 
-#include "checkpoint/files.h"
 #include "checkpoint/stored_types.h"
 #include "core/error.h"
+#include "core/files.h"
 #include "dist/collectives.h"
 
 namespace picotron {

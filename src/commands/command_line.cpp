@@ -10,6 +10,7 @@
 #include "core/config_table.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "train/hub_names.h"
 #include "train/layout.h"
 #include "train/run.h"
 
@@ -99,7 +100,7 @@ LaidOutModel read_layout(const std::string& file, std::span<const Override> over
                       {}};
   Config& config = result.config;
   resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
-  result.architecture = resolve_architecture(config.model, vocabulary_of_data(config));
+  result.architecture = resolve_named_architecture(config, vocabulary_of_data(config));
   check_layout(config, layout_sizes(result.architecture));
   return result;
 }

@@ -24,6 +24,7 @@ int explain_command(const std::vector<std::string>& arguments);
 int export_command(const std::vector<std::string>& arguments);
 int generate_command(const std::vector<std::string>& arguments);
 int plan_command(const std::vector<std::string>& arguments);
+int prepare_data_command(const std::vector<std::string>& arguments);
 int train_command(const std::vector<std::string>& arguments);
 int verify_command(const std::vector<std::string>& arguments);
 

@@ -15,6 +15,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "model/architectures.h"
+#include "train/hub_names.h"
 #include "train/layout.h"
 #include "train/metrics.h"
 #include "train/plan.h"
@@ -109,7 +110,7 @@ int create_config_command(const std::vector<std::string>& arguments) {
                          .spelled = "--save_dir"});
   }
   const Config config = config_from_flags(overrides, known_layout_sizes);
-  const LlamaConfig model = resolve_architecture(config.model, vocabulary_of_data(config));
+  const LlamaConfig model = resolve_named_architecture(config, vocabulary_of_data(config));
   check_layout(config, layout_sizes(model));
 
   const fs::path path = folder / "config.json";

@@ -13,6 +13,7 @@
 #include "dist/launch.h"
 #include "model/huggingface_config.h"
 #include "train/evaluate.h"
+#include "train/hub_names.h"
 #include "train/layout.h"
 #include "train/metrics.h"
 
@@ -77,7 +78,7 @@ int evaluate_command(const std::vector<std::string>& arguments) {
   bool as_json = false;
   CLI::Option* from_checkpoint =
       app.add_option("--checkpoint", checkpoint, "A checkpoint: save_dir, or one step's folder");
-  app.add_option("--model", model, "A Hugging Face folder")->excludes(from_checkpoint);
+  app.add_option("--model", model, "A Hugging Face folder, or a hub id")->excludes(from_checkpoint);
   app.add_option("--data", data, "The data set: whatever dataset.name may be")->required();
   app.add_flag("--json", as_json, "Print one line of JSON, with every digit");
   app.footer(short_flags_help());
@@ -86,7 +87,7 @@ int evaluate_command(const std::vector<std::string>& arguments) {
   if (checkpoint.empty() && model.empty())
     throw user_error("evaluate needs --checkpoint DIR or --model DIR");
 
-  const std::string folder = find_model_folder(checkpoint.empty() ? model : checkpoint).string();
+  const std::string folder = model_folder_of(checkpoint.empty() ? model : checkpoint).string();
   const Config config = config_of(folder, data, overrides);
   const bool on_gpu = !config.distributed.use_cpu.value_or(!gpu_available());
   const Run run = prepare_run(config, on_gpu);

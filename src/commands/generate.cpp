@@ -15,6 +15,7 @@
 #include "data/stories.h"
 #include "model/huggingface_config.h"
 #include "model/llama.h"
+#include "train/hub_names.h"
 #include "train/samples.h"
 
 namespace picotron {
@@ -26,7 +27,8 @@ int generate_command(const std::vector<std::string>& arguments) {
   SamplingOptions options{.max_new_tokens = 200, .temperature = 0.8};
   CLI::Option* from_checkpoint =
       app.add_option("--checkpoint", checkpoint, "A checkpoint: save_dir, or one step's folder");
-  app.add_option("--model", model_folder, "A Hugging Face folder")->excludes(from_checkpoint);
+  app.add_option("--model", model_folder, "A Hugging Face folder, or a hub id")
+      ->excludes(from_checkpoint);
   app.add_option("--prompt", prompt, "The text to continue; without one, the beginning of a text");
   app.add_option("--max_new_tokens", options.max_new_tokens)
       ->capture_default_str()
@@ -48,7 +50,8 @@ int generate_command(const std::vector<std::string>& arguments) {
       ->check(CLI::Range(1, 1 << 16));
   app.add_option(
       "--tokenizer", tokenizer_name,
-      "bytes, builtin:stories, a tokenizer.json, a tokenizer.model or a folder of one; by "
+      "bytes, builtin:stories, a tokenizer.json, a tokenizer.model, a folder or hub id of "
+      "one; by "
       "default the checkpoint's own");
   if (const std::optional<int> done = parse(app, arguments)) return *done;
   // Written so that NaN fails too; a smaller temperature would divide logits to infinity.
@@ -63,7 +66,7 @@ int generate_command(const std::vector<std::string>& arguments) {
   }
 
   const std::filesystem::path folder =
-      find_model_folder(checkpoint.empty() ? model_folder : checkpoint);
+      model_folder_of(checkpoint.empty() ? model_folder : checkpoint);
   const LlamaConfig config = read_huggingface_config(folder.string());
   if (tokenizer_name.empty()) tokenizer_name = tokenizer_of(folder);
   for (const char* file : {"tokenizer.json", "tokenizer.model"})
@@ -75,7 +78,8 @@ int generate_command(const std::vector<std::string>& arguments) {
         "bytes, builtin:stories, or a file or folder",
         folder.string());
   }
-  const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(tokenizer_name);
+  const std::shared_ptr<const Tokenizer> tokenizer =
+      open_tokenizer(tokenizer_name_of(tokenizer_name));
   const int64_t longest =
       options.max_new_tokens + static_cast<int64_t>(prompt_tokens(*tokenizer, prompt).size());
   const at::NoGradGuard no_grad;

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "kernels/matmul.h"
+#include "train/hub_names.h"
 #include "train/layout.h"
 #include "train/metrics.h"
 #include "train/plan_search.h"
@@ -86,7 +87,7 @@ int plan_command(const std::vector<std::string>& arguments) {
   Config config = file.empty() ? config_from_flags(overrides, sizes_of)
                                : load_config(file, overrides, sizes_of);
   resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
-  const LlamaConfig architecture = resolve_architecture(config.model, vocabulary_of_data(config));
+  const LlamaConfig architecture = resolve_named_architecture(config, vocabulary_of_data(config));
   const DType dtype = planned_dtype(config);
   if (asked.on) {
     search(config, architecture, dtype, asked);

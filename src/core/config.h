@@ -123,6 +123,7 @@ struct DatasetKeys {
   std::optional<std::string> tokenizer;
   std::string text_column = "text";
   bool shuffle = false;
+  bool document_masking = false;
   std::optional<std::string> validation;  // another data set
   double validation_fraction = 0.1;       // the last rows, held out only where eval_interval > 0
 };

@@ -7,6 +7,9 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "data/documents.h"
+#include "data/mixture.h"
+#include "data/prepare.h"
 #include "data/stories.h"
 #include "data/token_files.h"
 
@@ -16,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view readable =
-    "builtin:stories, a .npy of tokens, a .txt, or a folder of them";
+    "builtin:stories, a .npy of tokens, a .txt, .jsonl or .parquet, or a folder of them";
 constexpr int64_t default_story_rows = 400000;
 
 // Rows [first, first + count) of another data set.
@@ -37,6 +40,7 @@ class RowRange : public Dataset {
   std::optional<int64_t> vocab_size() const override { return base_->vocab_size(); }
   std::optional<double> floor() const override { return base_->floor(); }
   std::shared_ptr<const Tokenizer> tokenizer() const override { return base_->tokenizer(); }
+  std::optional<int32_t> end_of_document() const override { return base_->end_of_document(); }
 
  private:
   std::shared_ptr<const Dataset> base_;
@@ -48,85 +52,161 @@ bool is_built_in(std::string_view name) {
   return name.starts_with("builtin:");
 }
 
-std::unique_ptr<Dataset> open_built_in(const DatasetOptions& options, const std::string& name,
-                                       StoryStream stream) {
-  if (name != "builtin:stories") {
-    throw user_error("dataset \"{}\" does not exist; the built-in one is builtin:stories", name);
-  }
-  if (!options.tokenizer.empty()) {
-    throw user_error("builtin:stories has its own tokenizer; remove dataset.tokenizer \"{}\"",
-                     options.tokenizer);
-  }
-  return open_stories(options.seed, stream, options.seq_length,
-                      options.num_samples.value_or(default_story_rows));
-}
-
-// The folder's files of the one kind that is read, by name.
-std::vector<fs::path> files_of_folder(const fs::path& folder) {
-  std::vector<fs::path> tokens, texts, others;
+// The folder's .npy files by name; none where it has text instead.
+std::vector<fs::path> token_files_in(const fs::path& folder) {
+  std::vector<fs::path> tokens;
+  std::string text;
   std::error_code error;
   for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
     std::error_code unknown;
     if (!at->is_regular_file(unknown)) continue;
-    const fs::path extension = at->path().extension();
-    if (extension == ".npy") tokens.push_back(at->path());
-    if (extension == ".txt") texts.push_back(at->path());
-    if (extension == ".jsonl" || extension == ".parquet") others.push_back(at->path());
+    if (at->path().extension() == ".npy") tokens.push_back(at->path());
+    if (!text_kind(at->path()).empty()) text = text_kind(at->path());
   }
   if (error) throw user_error("{}: cannot be read: {}", folder.string(), error.message());
-  if (!tokens.empty() && !texts.empty()) {
-    throw user_error("{}: holds both .npy and .txt files; keep one kind in a folder",
-                     folder.string());
+  if (!tokens.empty() && !text.empty()) {
+    throw user_error("{}: holds both .npy and {} files; keep one kind in a folder", folder.string(),
+                     text);
   }
-  std::vector<fs::path>& files = tokens.empty() ? texts : tokens;
-  if (!others.empty()) {
-    throw user_error("{}: reading {} files is not built yet; use .npy or .txt files",
-                     folder.string(), others.front().extension().string());
-  }
-  if (files.empty()) {
-    throw user_error("{}: holds no .npy and no .txt file", folder.string());
-  }
-  std::ranges::sort(files);
-  return files;
+  std::ranges::sort(tokens);
+  return tokens;
 }
 
-std::unique_ptr<Dataset> open_files(const DatasetOptions& options, const std::string& name) {
-  const fs::path path(name);
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  const std::string extension = path.extension().string();
-  if (status.type() == fs::file_type::not_found) {
-    const bool is_path = name.empty() || name.front() == '/' || name.front() == '.' ||
-                         name.back() == '/' || extension == ".npy" || extension == ".txt" ||
-                         extension == ".jsonl" || extension == ".parquet";
-    if (is_path) throw user_error("data set \"{}\" does not exist; use {}", name, readable);
-    throw user_error(
-        "data set \"{}\" is no file or folder here, and data sets of the hub are not built yet; "
-        "use {}",
-        name, readable);
-  }
-  if (error) throw user_error("{}: cannot be read: {}", name, error.message());
+// One data set and the rows of it that are held out.
+struct Opened {
+  std::shared_ptr<const Dataset> train, validation;
+};
 
-  const bool is_folder = fs::is_directory(status);
-  if (!is_folder && (extension == ".jsonl" || extension == ".parquet")) {
-    throw user_error("{}: reading {} files is not built yet; use {}", name, extension, readable);
+class Opener {
+ public:
+  Opener(const DatasetOptions& options, OpenedDatasets& opened)
+      : options_(options), opened_(opened) {}
+
+  Opened open(const std::string& name, bool hold_out) {
+    if (is_built_in(name)) {
+      opened_.tokenizer = name;
+      return {open_built_in(name, StoryStream::train),
+              hold_out ? open_built_in(name, StoryStream::validation) : nullptr};
+    }
+    const std::shared_ptr<const Dataset> all = open_whole(name);
+    int64_t rows = all->num_rows();
+    if (options_.num_samples && *options_.num_samples < rows && !counts_documents_) {
+      rows = *options_.num_samples;
+      opened_.notes.push_back(fmt::format(
+          "training.num_samples {} leaves {} of the {} rows of {} unused; null uses all", rows,
+          all->num_rows() - rows, all->num_rows(), name));
+    }
+    if (!hold_out) return {std::make_shared<RowRange>(all, 0, rows), nullptr};
+    if (rows < 2) {
+      throw user_error(
+          "{}: has one row of seq_length {}, so none can be held out for validation; "
+          "give more text or a dataset.validation",
+          name, options_.seq_length);
+    }
+    const auto share =
+        static_cast<int64_t>(static_cast<double>(rows) * options_.validation_fraction);
+    const int64_t held_out = std::clamp<int64_t>(share, 1, rows - 1);
+    return {std::make_shared<RowRange>(all, 0, rows - held_out),
+            std::make_shared<RowRange>(all, rows - held_out, held_out)};
   }
-  if (!is_folder && extension != ".npy" && extension != ".txt") {
-    throw user_error("{}: is of no kind that is read; use {}", name, readable);
+
+  // All rows of it, for validation.
+  std::shared_ptr<const Dataset> open_apart(const std::string& name) {
+    return is_built_in(name) ? open_built_in(name, StoryStream::validation) : open_whole(name);
   }
-  const std::vector<fs::path> files =
-      is_folder ? files_of_folder(path) : std::vector<fs::path>{path};
-  if (options.tokenizer.empty() && files.front().extension() == ".txt") {
-    throw user_error("{}: text needs a tokenizer; set dataset.tokenizer to \"bytes\"", name);
+
+ private:
+  std::shared_ptr<const Dataset> open_built_in(const std::string& name, StoryStream stream) const {
+    if (name != "builtin:stories")
+      throw user_error("dataset \"{}\" does not exist; the built-in one is builtin:stories", name);
+    if (!options_.tokenizer.empty())
+      throw user_error("builtin:stories has its own tokenizer; remove dataset.tokenizer \"{}\"",
+                       options_.tokenizer);
+    return open_stories(options_.seed, stream, options_.seq_length,
+                        options_.num_samples.value_or(default_story_rows));
   }
-  if (options.tokenizer != "bytes" && files.front().extension() == ".txt") {
-    throw user_error("{}: tokenizing text with {} is not built yet; use \"bytes\"", name,
-                     options.tokenizer);
+
+  std::shared_ptr<const Dataset> open_whole(const std::string& name) {
+    counts_documents_ = false;
+    std::error_code ignored;
+    const fs::path path(name);
+    if (fs::is_directory(path, ignored)) {
+      if (fs::exists(path / "index.json", ignored)) return open_prepared(name, path);
+      const std::vector<fs::path> tokens = token_files_in(path);
+      if (!tokens.empty()) return open_tokens(name, tokens, options_.tokenizer);
+    } else if (path.extension() == ".npy") {
+      if (!fs::exists(path, ignored))
+        throw user_error("data set \"{}\" does not exist; use {}", name, readable);
+      return open_tokens(name, {path}, options_.tokenizer);
+    }
+    return open_text(name);
   }
-  std::shared_ptr<const Tokenizer> tokenizer;
-  if (!options.tokenizer.empty()) tokenizer = open_tokenizer(options.tokenizer);
-  return open_token_files(name, options.seq_length, files, tokenizer);
-}
+
+  std::shared_ptr<const Dataset> open_tokens(const std::string& name,
+                                             const std::vector<fs::path>& files,
+                                             const std::string& tokenizer) {
+    opened_.tokenizer = tokenizer;
+    TokenMeaning meaning;
+    if (!tokenizer.empty()) meaning.tokenizer = open_tokenizer(tokenizer);
+    return open_token_files(name, options_.seq_length, files, std::move(meaning));
+  }
+
+  std::shared_ptr<const Dataset> open_prepared(const std::string& name, const fs::path& folder) {
+    const PreparedIndex index = read_index(folder);
+    TokenMeaning meaning{.vocab_size = index.vocab_size, .end_of_document = index.eos};
+    opened_.tokenizer = options_.tokenizer;
+    if (opened_.tokenizer.empty() && !files_of_tokenizer(folder.string()).empty())
+      opened_.tokenizer = folder.string();
+    if (!opened_.tokenizer.empty()) meaning.tokenizer = open_tokenizer(opened_.tokenizer);
+    if (meaning.tokenizer && meaning.tokenizer->vocab_size() != index.vocab_size)
+      throw user_error(
+          "{} was prepared with a vocabulary of {}, but tokenizer {} has {}; remove "
+          "dataset.tokenizer",
+          name, index.vocab_size, opened_.tokenizer, meaning.tokenizer->vocab_size());
+    return open_token_files(name, options_.seq_length, index.shards, std::move(meaning));
+  }
+
+  std::shared_ptr<const Dataset> open_text(const std::string& name) {
+    std::vector<fs::path> files;
+    if (!is_hub_id(name)) files = find_text_files(name);
+    const std::string tokenizer = tokenizer_of_text();
+    if (tokenizer.empty())
+      throw user_error(
+          "{}: text needs a tokenizer; set dataset.tokenizer to \"bytes\", a "
+          "tokenizer.json, a tokenizer.model or a folder that holds one",
+          name);
+    if (is_hub_id(name))
+      files =
+          fetch_dataset(name, options_.subset_name, options_.split, options_.hub, opened_.notes);
+    // Bytes are their own tokens, and a .txt of them needs no preparation.
+    if (tokenizer == "bytes" && text_kind(files.front()) == ".txt")
+      return open_tokens(name, files, tokenizer);
+    counts_documents_ = true;
+    const fs::path folder = prepare_in_cache({.dataset = name,
+                                              .files = files,
+                                              .text_column = options_.text_column,
+                                              .tokenizer = tokenizer,
+                                              .num_samples = options_.num_samples,
+                                              .num_proc = options_.num_proc,
+                                              .stop = options_.stop},
+                                             opened_.notes);
+    auto rows = open_prepared(name, folder);
+    if (opened_.tokenizer.empty()) opened_.tokenizer = tokenizer;
+    return rows;
+  }
+
+  std::string tokenizer_of_text() const {
+    if (is_hub_id(options_.tokenizer))
+      return fetch_model(options_.tokenizer, ModelFiles::tokenizer, options_.hub, opened_.notes)
+          .string();
+    if (!options_.tokenizer.empty() || !options_.model_tokenizer) return options_.tokenizer;
+    return options_.model_tokenizer();
+  }
+
+  const DatasetOptions& options_;
+  OpenedDatasets& opened_;
+  bool counts_documents_ = false;  // num_samples, of the data set opened last
+};
 
 void check_options(const DatasetOptions& options) {
   if (options.seq_length < 1) {
@@ -148,45 +228,27 @@ void check_options(const DatasetOptions& options) {
 OpenedDatasets open_datasets(const DatasetOptions& options) {
   check_options(options);
   OpenedDatasets opened;
-  if (is_built_in(options.name)) {
-    opened.train = open_built_in(options, options.name, StoryStream::train);
-    if (options.hold_out && options.validation.empty()) {
-      opened.validation = open_built_in(options, options.name, StoryStream::validation);
-    }
-  } else {
-    const std::shared_ptr<const Dataset> all = open_files(options, options.name);
-    int64_t rows = all->num_rows();
-    if (options.num_samples && *options.num_samples < rows) {
-      rows = *options.num_samples;
-      opened.notes.push_back(fmt::format(
-          "training.num_samples {} leaves {} of the {} rows of {} unused; null uses all", rows,
-          all->num_rows() - rows, all->num_rows(), options.name));
-    }
-    int64_t held_out = 0;
-    if (options.hold_out && options.validation.empty()) {
-      if (rows < 2) {
-        throw user_error(
-            "{}: has one row of seq_length {}, so none can be held out for validation; "
-            "give more text or a dataset.validation",
-            options.name, options.seq_length);
-      }
-      const auto share =
-          static_cast<int64_t>(static_cast<double>(rows) * options.validation_fraction);
-      held_out = std::clamp<int64_t>(share, 1, rows - 1);
-      opened.validation = std::make_unique<RowRange>(all, rows - held_out, held_out);
-    }
-    opened.train = std::make_unique<RowRange>(all, 0, rows - held_out);
+  Opener opener(options, opened);
+  const std::vector<Ingredient> ingredients = parse_mixture(options.name);
+  const bool hold_out = options.hold_out && options.validation.empty();
+  std::vector<std::shared_ptr<const Dataset>> train, validation;
+  for (const Ingredient& ingredient : ingredients) {
+    const Opened one = opener.open(ingredient.name, hold_out);
+    train.push_back(one.train), validation.push_back(one.validation);
   }
-  if (!options.validation.empty()) {
-    opened.validation = is_built_in(options.validation)
-                            ? open_built_in(options, options.validation, StoryStream::validation)
-                            : open_files(options, options.validation);
-    const auto ours = opened.train->vocab_size(), theirs = opened.validation->vocab_size();
-    if (ours && theirs && *ours != *theirs) {
-      throw user_error(
-          "dataset.validation \"{}\" has {} tokens in its vocabulary, but \"{}\" has {}",
-          options.validation, *theirs, options.name, *ours);
-    }
+  const auto together = [&](const std::vector<std::shared_ptr<const Dataset>>& sources) {
+    return sources.size() == 1 ? sources.front() : mix(options.name, ingredients, sources);
+  };
+  opened.train = together(train);
+  if (hold_out) opened.validation = together(validation);
+  if (options.validation.empty()) return opened;
+  const std::string tokenizer = opened.tokenizer;
+  opened.validation = opener.open_apart(options.validation);
+  opened.tokenizer = tokenizer;
+  const auto ours = opened.train->vocab_size(), theirs = opened.validation->vocab_size();
+  if (ours && theirs && *ours != *theirs) {
+    throw user_error("dataset.validation \"{}\" has {} tokens in its vocabulary, but \"{}\" has {}",
+                     options.validation, *theirs, options.name, *ours);
   }
   return opened;
 }

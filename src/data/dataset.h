@@ -11,6 +11,7 @@
 // rank may read any row at any time; who reads which row is data/loader.h.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "data/tokenizer.h"
+#include "hub/hub.h"
 
 namespace picotron {
 
@@ -43,14 +45,28 @@ class Dataset {
   virtual std::optional<double> floor() const { return std::nullopt; }
 
   virtual std::shared_ptr<const Tokenizer> tokenizer() const { return nullptr; }
+
+  // The token that ends a document, where something says so.
+  virtual std::optional<int32_t> end_of_document() const {
+    return tokenizer() == nullptr ? std::nullopt : tokenizer()->eos();
+  }
 };
 
 struct DatasetOptions {
-  std::string name = {};       // builtin:stories, a .npy, a .txt, or a folder of either
-  std::string tokenizer = {};  // "bytes" for .txt, else ""
+  // builtin:stories; a .npy or a folder of them; a folder that prepare() made; text (documents.h);
+  // a data set of the hub; or a mixture of such (mixture.h).
+  std::string name = {};
+  std::string tokenizer = {};                         // of text; "": the data set's own, else
+  std::function<std::string()> model_tokenizer = {};  // the model's; "" where it has none
+  std::string text_column = "text";                   // of .jsonl and .parquet
+  int64_t num_proc = 1;                               // threads that tokenize
+  std::function<bool()> stop = {};  // asked while text is tokenized: true to leave with RunError
+  std::string subset_name = {}, split = "train";  // of a data set of the hub
+  HubOptions hub = {};
   int64_t seq_length = 0;
   uint64_t seed = 0;  // of builtin:stories
-  // At most so many rows, validation's included; none: all.
+  // At most so many rows (of text that is tokenized: documents) of each data set, validation's
+  // included; none: all.
   std::optional<int64_t> num_samples = {};
   bool hold_out = false;             // the run evaluates, so it needs a validation set
   std::string validation = {};       // another data set; "": the last validation_fraction
@@ -58,9 +74,10 @@ struct DatasetOptions {
 };
 
 struct OpenedDatasets {
-  std::unique_ptr<Dataset> train;
-  std::unique_ptr<Dataset> validation;  // null where nothing is held out or named
-  std::vector<std::string> notes;       // sentences a person should see, such as rows left unused
+  std::shared_ptr<const Dataset> train;
+  std::shared_ptr<const Dataset> validation;  // null where nothing is held out or named
+  std::string tokenizer;           // open_tokenizer()'s name for it; "" where none is known
+  std::vector<std::string> notes;  // sentences a person should see, such as rows left unused
 };
 
 // Opens what `options` names. UserError where it is missing, unreadable, malformed, too short for

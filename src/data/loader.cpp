@@ -22,6 +22,15 @@ std::vector<int64_t> zigzag_columns(int64_t seq_length, int64_t cp_rank, int64_t
   return columns;
 }
 
+// The columns at which documents begin. The first one may have begun in the row before.
+std::vector<int64_t> documents_of(const std::vector<int32_t>& row, std::optional<int32_t> end) {
+  std::vector<int64_t> begins = {0};
+  const int64_t columns = std::ssize(row) - 1;
+  for (int64_t column = 1; column < columns && end; ++column)
+    if (row[static_cast<size_t>(column) - 1] == *end) begins.push_back(column);
+  return begins;
+}
+
 }  // namespace
 
 BatchLoader::BatchLoader(const Dataset& dataset, const BatchLoaderOptions& options)
@@ -72,7 +81,6 @@ std::vector<Microbatch> BatchLoader::next(int64_t step) const {
   for (Microbatch& microbatch : microbatches) {
     microbatch.rows = rows;
     microbatch.columns = columns;
-    microbatch.position_ids = columns_;
     microbatch.input_ids.reserve(rows * columns);
     microbatch.target_ids.reserve(rows * columns);
     for (int64_t i = 0; i < rows; ++i, ++position) {
@@ -85,10 +93,15 @@ std::vector<Microbatch> BatchLoader::next(int64_t step) const {
                            options_.vocab_size);
         }
       }
+      const std::vector<int64_t> begins = documents_of(tokens, options_.end_of_document);
+      size_t document = 0;
       for (const int64_t column : columns_) {
+        while (document + 1 < begins.size() && begins[document + 1] <= column) ++document;
+        microbatch.position_ids.push_back(column - begins[document]);
         microbatch.input_ids.push_back(tokens[column]);
         microbatch.target_ids.push_back(tokens[column + 1]);
       }
+      if (options_.end_of_document) microbatch.document_begins.push_back(begins);
     }
   }
   return microbatches;

@@ -25,7 +25,10 @@ struct Microbatch {
   int64_t columns = 0;                // seq_length / cp_size
   std::vector<int64_t> input_ids;     // [rows, columns], row-major
   std::vector<int64_t> target_ids;    // [rows, columns]
-  std::vector<int64_t> position_ids;  // [columns], the same for every row
+  std::vector<int64_t> position_ids;  // [rows, columns], counted from the document's beginning
+  // Of each row the columns, of the whole row, at which its documents begin, ascending from 0.
+  // Empty where documents are not told apart: a row is one document.
+  std::vector<std::vector<int64_t>> document_begins;
 };
 
 struct BatchLoaderOptions {
@@ -37,6 +40,8 @@ struct BatchLoaderOptions {
   uint64_t seed = 0;
   bool shuffle = false;
   int64_t vocab_size = 0;  // the model's
+  // The token that ends a document: the one after it begins another. None: a row is one document.
+  std::optional<int32_t> end_of_document = {};
 };
 
 class BatchLoader {

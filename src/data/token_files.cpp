@@ -105,11 +105,15 @@ class NpyHeader {
 class TokenFilesDataset : public Dataset {
  public:
   TokenFilesDataset(std::string name, int64_t seq_length, std::vector<TokenFile> files,
-                    std::shared_ptr<const Tokenizer> tokenizer)
+                    TokenMeaning meaning)
       : name_(std::move(name)),
         seq_length_(seq_length),
         files_(std::move(files)),
-        tokenizer_(std::move(tokenizer)) {
+        meaning_(std::move(meaning)) {
+    if (const Tokenizer* tokenizer = meaning_.tokenizer.get()) {
+      if (!meaning_.vocab_size) meaning_.vocab_size = tokenizer->vocab_size();
+      if (!meaning_.end_of_document) meaning_.end_of_document = tokenizer->eos();
+    }
     for (const TokenFile& file : files_) {
       begins_.push_back(size_);
       size_ += file.size();
@@ -140,10 +144,9 @@ class TokenFilesDataset : public Dataset {
     return fmt::format("{}, token {}", files_[file].name(), token - begins_[file]);
   }
 
-  std::optional<int64_t> vocab_size() const override {
-    return tokenizer_ ? std::optional(tokenizer_->vocab_size()) : std::nullopt;
-  }
-  std::shared_ptr<const Tokenizer> tokenizer() const override { return tokenizer_; }
+  std::optional<int64_t> vocab_size() const override { return meaning_.vocab_size; }
+  std::shared_ptr<const Tokenizer> tokenizer() const override { return meaning_.tokenizer; }
+  std::optional<int32_t> end_of_document() const override { return meaning_.end_of_document; }
 
  private:
   size_t file_of(int64_t token) const {
@@ -155,7 +158,7 @@ class TokenFilesDataset : public Dataset {
   std::vector<TokenFile> files_;
   std::vector<int64_t> begins_;  // [file] → its first token's place in the stream
   int64_t size_ = 0;
-  std::shared_ptr<const Tokenizer> tokenizer_;
+  TokenMeaning meaning_;
 };
 
 }  // namespace
@@ -274,7 +277,7 @@ void TokenFile::read(int64_t begin, std::span<int32_t> out) const {
 
 std::unique_ptr<Dataset> open_token_files(const std::string& name, int64_t seq_length,
                                           const std::vector<std::filesystem::path>& files,
-                                          std::shared_ptr<const Tokenizer> tokenizer) {
+                                          TokenMeaning meaning) {
   std::vector<TokenFile> opened;
   int64_t size = 0;
   for (const std::filesystem::path& file : files) size += opened.emplace_back(file).size();
@@ -285,7 +288,7 @@ std::unique_ptr<Dataset> open_token_files(const std::string& name, int64_t seq_l
                      name, size, seq_length + 1, hint);
   }
   return std::make_unique<TokenFilesDataset>(name, seq_length, std::move(opened),
-                                             std::move(tokenizer));
+                                             std::move(meaning));
 }
 
 }  // namespace picotron

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -64,10 +65,17 @@ struct NpyLayout {
 // UserError that begins with `name` where the bytes are no 1-D array of uint16 or uint32.
 NpyLayout parse_npy(const std::string& name, std::span<const std::byte> bytes);
 
+// What is known of tokens besides their numbers.
+struct TokenMeaning {
+  std::shared_ptr<const Tokenizer> tokenizer = nullptr;  // null: not known
+  std::optional<int64_t> vocab_size = {};                // else the tokenizer's
+  std::optional<int32_t> end_of_document = {};           // else the tokenizer's
+};
+
 // One data set of the tokens of `files`, in that order, as one stream: rows run on from a file to
 // the next. UserError where they are too few for one row.
 std::unique_ptr<Dataset> open_token_files(const std::string& name, int64_t seq_length,
                                           const std::vector<std::filesystem::path>& files,
-                                          std::shared_ptr<const Tokenizer> tokenizer);
+                                          TokenMeaning meaning);
 
 }  // namespace picotron

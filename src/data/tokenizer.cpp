@@ -262,6 +262,24 @@ std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name) {
   throw user_error("tokenizer {} is neither a .json nor a .model file", in_quotes(name));
 }
 
+std::map<std::string, fs::path> files_of_tokenizer(const std::string& name) {
+  if (name == "bytes" || name.starts_with("builtin:")) return {};
+  std::error_code ignored;
+  fs::path file = name;
+  if (fs::is_directory(file, ignored)) {
+    file /= "tokenizer.json";
+    if (!fs::exists(file, ignored)) file.replace_filename("tokenizer.model");
+  }
+  std::map<std::string, fs::path> files;
+  const auto add = [&](const std::string& as, const fs::path& from) {
+    if (fs::is_regular_file(from, ignored)) files[as] = from;
+  };
+  add(file.extension() == ".json" ? "tokenizer.json" : "tokenizer.model", file);
+  for (const char* beside : {"tokenizer_config.json", "special_tokens_map.json"})
+    add(beside, file.parent_path() / beside);
+  return files;
+}
+
 int32_t eos_of(const Tokenizer& tokenizer, const std::string& name, const std::string& eos_token) {
   if (!eos_token.empty()) {
     if (const auto token = tokenizer.token_of(eos_token)) return *token;

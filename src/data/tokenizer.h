@@ -12,6 +12,7 @@
 // [0, vocab_size), for a model under training may say anything. Next: data/dataset.h.
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -82,6 +83,10 @@ class WordTokenizer : public Tokenizer {
 // <|end_of_text|> and </s> that it has. UserError where there is none, or the file is not
 // understood.
 std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name);
+
+// The files that open_tokenizer() reads, by the names under which it finds them in a folder; none
+// for those that are built in. A folder with copies of them has the same tokenizer.
+std::map<std::string, std::filesystem::path> files_of_tokenizer(const std::string& name);
 
 // The token that ends a document: `eos_token` as it is spelled, or, where that is empty, the
 // tokenizer's own. UserError where there is none, naming what was looked for.

@@ -62,13 +62,6 @@ LlamaConfig named_architecture(const std::string& name, const char* key) {
   if (const LlamaConfig* known = find_architecture(name)) return *known;
   const std::string near = nearest_architecture(name);
   const std::string hint = near.empty() ? "" : fmt::format(" (did you mean {}?)", near);
-  if (std::count(name.begin(), name.end(), '/') == 1 && !name.starts_with('.') &&
-      !name.starts_with('/') && !name.ends_with('/')) {
-    throw user_error(
-        "{} {} is not in the built-in table{}, and downloading from the hub is not built yet: "
-        "download it and give the folder",
-        key, name, hint);
-  }
   throw user_error("{} {} is neither a folder nor in the built-in table{}; known are {}", key, name,
                    hint, fmt::join(known_architectures(), ", "));
 }

@@ -86,7 +86,7 @@ void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, const at:
   saved.input = layer.input_norm.forward(x, delta);
   saved.qkv = layer.qkv_proj.forward(saved.input.y);
   rotate(saved.qkv, batch, /*inverse=*/false);
-  saved.attention = batch.cache == nullptr ? attention_.forward(saved.qkv, batch.rows)
+  saved.attention = batch.cache == nullptr ? attention_.forward(saved.qkv, batch)
                                            : batch.cache->attend(attention_, saved.qkv, batch.rows);
   const at::Tensor attended = layer.o_proj.forward(attention_.merge_heads(saved.attention));
 
@@ -98,7 +98,7 @@ void Llama::layer_forward(const Layer& layer, const TokenBatch& batch, const at:
 at::Tensor Llama::layer_backward(const Layer& layer, const TokenBatch& batch, const at::Tensor& dx,
                                  LayerSaved& saved, Gradients& gradients) {
   if (!saved.qkv.defined()) layer_forward(layer, batch, saved.input.sum, {}, saved);
-  if (!saved.attention.out.defined()) saved.attention = attention_.forward(saved.qkv, batch.rows);
+  if (!saved.attention.out.defined()) saved.attention = attention_.forward(saved.qkv, batch);
   if (!saved.act.defined()) saved.act = swiglu(saved.gate_up, body_);
   const at::Tensor dact = layer.down_proj.backward(dx, saved.act, gradients);
   const at::Tensor dgate_up = swiglu_backward(dact, saved.gate_up, body_);
@@ -107,7 +107,7 @@ at::Tensor Llama::layer_backward(const Layer& layer, const TokenBatch& batch, co
 
   const at::Tensor dout =
       layer.o_proj.backward(dmid, attention_.merge_heads(saved.attention), gradients);
-  const at::Tensor dqkv = attention_.backward(dout, saved.qkv, saved.attention);
+  const at::Tensor dqkv = attention_.backward(dout, saved.qkv, saved.attention, batch);
   rotate(dqkv, batch, /*inverse=*/true);
   const at::Tensor dn1 = layer.qkv_proj.backward(dqkv, saved.input.y, gradients);
   return layer.input_norm.backward(dn1, saved.input, dmid, gradients);

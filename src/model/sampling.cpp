@@ -50,7 +50,11 @@ std::vector<std::vector<int64_t>> generate(Llama& model, const std::vector<int64
     const int64_t read = cache.size(), unread = length - begin - read;
     const at::Tensor context = ids.narrow(1, begin + read, unread).reshape({-1});
     const at::Tensor positions = at::arange(read, read + unread, at::kLong).repeat({samples});
-    const TokenBatch batch{samples, unread, context.to(device), {}, positions.to(device), &cache};
+    const TokenBatch batch{.rows = samples,
+                           .columns = unread,
+                           .ids = context.to(device),
+                           .positions = positions.to(device),
+                           .cache = &cache};
     const at::Tensor last =
         model.normed_states(batch).view({samples, unread, -1}).select(1, unread - 1).contiguous();
     const at::Tensor logits =

@@ -42,24 +42,23 @@ struct Ring {
 
 // Keys and values of one rank in one buffer [2, rows, kv heads, seq/cp, head_dim]: one message.
 Ring ring_of(const at::Tensor& k, const at::Tensor& v, const Group& cp) {
-  check(k.size(2) % 2 == 0, "context parallel gives each rank two chunks of equal length");
   return {at::stack({k, v}), cp};
 }
 
-// What the mask leaves where my queries meet the block that has made `hops` hops: a rectangle, half
-// of the scores whosever block it is. Cuts it out of tensors [rows, heads, seq/cp, …].
-struct Rectangle {
-  int64_t first_query, queries, keys;
+// Of tensors [rows, heads, seq/cp, …].
+at::Tensor queries_of(const AttentionPiece& piece, const at::Tensor& x) {
+  return x.narrow(0, piece.row, piece.rows).narrow(2, piece.query, piece.queries);
+}
+at::Tensor keys_of(const AttentionPiece& piece, const at::Tensor& x) {
+  return x.narrow(0, piece.row, piece.rows).narrow(2, piece.key, piece.keys);
+}
 
-  Rectangle(int hops, const Group& cp, int64_t seq) {
-    const bool of_lower_rank = hops <= cp.rank;  // rank cp.rank − hops; else it went past the end
-    first_query = of_lower_rank ? 0 : seq / 2;
-    queries = seq - first_query;
-    keys = of_lower_rank ? seq / 2 : seq;
-  }
-  at::Tensor of_queries(const at::Tensor& x) const { return x.narrow(2, first_query, queries); }
-  at::Tensor of_keys(const at::Tensor& x) const { return x.narrow(2, 0, keys); }
-};
+std::vector<AttentionPiece> pieces_of(const at::Tensor& q, const DocumentBegins& documents,
+                                      const Group& cp, int hops) {
+  return attention_pieces(
+      documents, {.rows = q.size(0), .tokens = q.size(2), .rank = cp.rank, .ranks = cp.size()},
+      hops);
+}
 
 // The softmax of both parts, in place of the first. Its `out` is wide.
 void merge(AttentionOutput first, const AttentionOutput& second) {
@@ -71,20 +70,35 @@ void merge(AttentionOutput first, const AttentionOutput& second) {
 }  // namespace
 
 AttentionOutput ContextParallelAttention::forward(const at::Tensor& q, const at::Tensor& k,
-                                                  const at::Tensor& v) const {
+                                                  const at::Tensor& v,
+                                                  const DocumentBegins& documents) const {
   const int ranks = cp->size();
-  if (ranks == 1) return attention(q, k, v, /*causal=*/true, scale);
+  if (ranks == 1 && documents.empty()) return attention(q, k, v, /*causal=*/true, scale);
+  const at::ScalarType wide = wide_of(q.scalar_type());
+  const at::Tensor by_tokens = at::empty({q.size(0), q.size(2), q.size(1), q.size(3)},
+                                         q.options().dtype(ranks == 1 ? q.scalar_type() : wide));
+  const AttentionOutput whole = {by_tokens.transpose(1, 2),
+                                 at::empty(q.sizes().slice(0, 3), q.options().dtype(wide))};
+  const auto attend = [&](int hops, const at::Tensor& keys, const at::Tensor& values) {
+    for (const AttentionPiece& piece : pieces_of(q, documents, *cp, hops)) {
+      const AttentionOutput part = attention(queries_of(piece, q), keys_of(piece, keys),
+                                             keys_of(piece, values), piece.causal, scale);
+      const AttentionOutput so_far = {queries_of(piece, whole.out), queries_of(piece, whole.lse)};
+      if (piece.causal) {
+        so_far.out.copy_(part.out), so_far.lse.copy_(part.lse);
+      } else {
+        merge(so_far, part);
+      }
+    }
+  };
+  if (ranks == 1) return attend(0, k, v), whole;
   Ring blocks = ring_of(k, v, *cp);
   blocks.start_hop();
-  const AttentionOutput own = attention(q, k, v, /*causal=*/true, scale);
-  const AttentionOutput whole = {own.out.to(wide_of(q.scalar_type())), own.lse};
+  attend(0, k, v);
   for (int hops = 1; hops < ranks; ++hops) {
     blocks.finish_hop();
     if (hops + 1 < ranks) blocks.start_hop();
-    const Rectangle part(hops, *cp, q.size(2));
-    merge({part.of_queries(whole.out), part.of_queries(whole.lse)},
-          attention(part.of_queries(q), part.of_keys(blocks.here[0]), part.of_keys(blocks.here[1]),
-                    /*causal=*/false, scale));
+    attend(hops, blocks.here[0], blocks.here[1]);
   }
   return {whole.out.to(q.scalar_type()), whole.lse};
 }
@@ -93,51 +107,71 @@ AttentionOutput ContextParallelAttention::forward(const at::Tensor& q, const at:
 // after cp − 1 hops more they are home, where the owner adds what its own queries gave.
 void ContextParallelAttention::backward(const AttentionGradients& into, const at::Tensor& dout,
                                         const at::Tensor& q, const at::Tensor& k,
-                                        const at::Tensor& v, const AttentionOutput& saved) const {
+                                        const at::Tensor& v, const AttentionOutput& saved,
+                                        const DocumentBegins& documents) const {
   const int ranks = cp->size();
+  const auto saved_of = [&](const AttentionPiece& piece) {
+    return AttentionOutput{queries_of(piece, saved.out), queries_of(piece, saved.lse)};
+  };
   if (ranks == 1) {
-    attention_backward_into(into, dout, q, k, v, saved, /*causal=*/true, scale);
+    for (const AttentionPiece& piece : pieces_of(q, documents, *cp, 0)) {
+      attention_backward_into(
+          {queries_of(piece, into.dq), keys_of(piece, into.dk), keys_of(piece, into.dv)},
+          queries_of(piece, dout), queries_of(piece, q), keys_of(piece, k), keys_of(piece, v),
+          saved_of(piece), piece.causal, scale);
+    }
     return;
   }
-  const at::ScalarType wide = wide_of(q.scalar_type());
+  const at::TensorOptions wide = q.options().dtype(wide_of(q.scalar_type()));
+  const at::Tensor dq = at::zeros(q.sizes(), wide);
+  using Parts = std::vector<std::pair<AttentionPiece, AttentionGradients>>;
+  const auto differentiate = [&](int hops, const at::Tensor& keys, const at::Tensor& values) {
+    Parts parts;
+    for (const AttentionPiece& piece : pieces_of(q, documents, *cp, hops)) {
+      parts.emplace_back(piece, attention_backward(queries_of(piece, dout), queries_of(piece, q),
+                                                   keys_of(piece, keys), keys_of(piece, values),
+                                                   saved_of(piece), piece.causal, scale));
+    }
+    return parts;
+  };
+  const auto add = [&](const Parts& parts, const at::Tensor& dk_dv) {
+    for (const auto& [piece, d] : parts) {
+      queries_of(piece, dq).add_(d.dq);
+      keys_of(piece, dk_dv[0]).add_(d.dk);
+      keys_of(piece, dk_dv[1]).add_(d.dv);
+    }
+  };
   Ring blocks = ring_of(k, v, *cp);
   blocks.start_hop();
-  const AttentionGradients own = attention_backward(dout, q, k, v, saved, /*causal=*/true, scale);
-  const at::Tensor dq = own.dq.to(wide);
-  Ring sums(at::zeros(blocks.here.sizes(), q.options().dtype(wide)), *cp);
+  const at::Tensor own = at::zeros(blocks.here.sizes(), wide);
+  add(differentiate(0, k, v), own);
+  Ring sums(at::zeros(blocks.here.sizes(), wide), *cp);
   for (int hops = 1; hops < ranks; ++hops) {
     blocks.finish_hop();
     if (hops + 1 < ranks) blocks.start_hop();
-    const Rectangle part(hops, *cp, q.size(2));
-    const AttentionGradients d = attention_backward(
-        part.of_queries(dout), part.of_queries(q), part.of_keys(blocks.here[0]),
-        part.of_keys(blocks.here[1]), {part.of_queries(saved.out), part.of_queries(saved.lse)},
-        /*causal=*/false, scale);
-    part.of_queries(dq).add_(d.dq);
+    const Parts parts = differentiate(hops, blocks.here[0], blocks.here[1]);
     if (hops > 1) sums.finish_hop();
-    part.of_keys(sums.here[0]).add_(d.dk);
-    part.of_keys(sums.here[1]).add_(d.dv);
+    add(parts, sums.here);
     sums.start_hop();
   }
   sums.finish_hop();
   into.dq.copy_(dq);
-  into.dk.copy_(sums.here[0] + own.dk);
-  into.dv.copy_(sums.here[1] + own.dv);
+  into.dk.copy_(sums.here[0] + own[0]);
+  into.dv.copy_(sums.here[1] + own[1]);
 }
 
-AttentionOutput FusedAttention::forward(const at::Tensor& qkv, int64_t rows) const {
-  const auto [q, k, v] = split_heads(qkv, rows, key_value_heads, head_dim);
-  return attention.forward(q, k, v);
+AttentionOutput FusedAttention::forward(const at::Tensor& qkv, const TokenBatch& batch) const {
+  const auto [q, k, v] = split_heads(qkv, batch.rows, key_value_heads, head_dim);
+  return attention.forward(q, k, v, batch.documents);
 }
 
 at::Tensor FusedAttention::backward(const at::Tensor& dout, const at::Tensor& qkv,
-                                    const AttentionOutput& saved) const {
-  const int64_t rows = saved.out.size(0);
-  const auto [q, k, v] = split_heads(qkv, rows, key_value_heads, head_dim);
+                                    const AttentionOutput& saved, const TokenBatch& batch) const {
+  const auto [q, k, v] = split_heads(qkv, batch.rows, key_value_heads, head_dim);
   const at::Tensor dqkv = at::empty_like(qkv);
-  const auto [dq, dk, dv] = split_heads(dqkv, rows, key_value_heads, head_dim);
-  attention.backward({dq, dk, dv}, dout.view({rows, -1, q.size(1), head_dim}).transpose(1, 2), q, k,
-                     v, saved);
+  const auto [dq, dk, dv] = split_heads(dqkv, batch.rows, key_value_heads, head_dim);
+  attention.backward({dq, dk, dv}, dout.view({batch.rows, -1, q.size(1), head_dim}).transpose(1, 2),
+                     q, k, v, saved, batch.documents);
   return dqkv;
 }
 

@@ -10,6 +10,7 @@
 //             2   #  #  \         from rank s > r  my second half × all its keys
 //             3   #  #  #  \      so every hop costs every rank the same
 //
+// Which part of it a rank computes when, documents masked or not: parallel/attention_pieces.h.
 // The softmax of the whole from those of its parts (o, l = log Σ exp of the scores):
 //     l = log(e^l₁ + e^l₂)        o = e^(l₁−l) o₁ + e^(l₂−l) o₂ = o₁ + σ(l₂−l₁)·(o₂−o₁)
 #pragma once
@@ -17,6 +18,7 @@
 
 #include "dist/mesh.h"
 #include "kernels/attention.h"
+#include "parallel/token_batch.h"
 
 namespace picotron {
 
@@ -28,13 +30,15 @@ struct ContextParallelAttention {
   // and rotated by their positions in the whole sequence; strided views are fine. seq/cp is even
   // where cp > 1. Returns out and lse of my queries over the whole sequence.
   // fwd: ring of [k; v] (cp)
-  AttentionOutput forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const;
+  AttentionOutput forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const DocumentBegins& documents = {}) const;
 
   // `saved`: what forward returned. Writes dq, dk, dv where `into` lies (views of q's, k's and v's
   // shapes): of my queries and of my keys and values, the latter summed over the queries of every
   // rank.  bwd: ring of [k; v] and, one hop behind, of [dk; dv] (cp)
   void backward(const AttentionGradients& into, const at::Tensor& dout, const at::Tensor& q,
-                const at::Tensor& k, const at::Tensor& v, const AttentionOutput& saved) const;
+                const at::Tensor& k, const at::Tensor& v, const AttentionOutput& saved,
+                const DocumentBegins& documents = {}) const;
 };
 
 // The same for a layer, whose q, k and v are one product: on this rank qkv [tokens, (heads + 2 kv
@@ -43,9 +47,9 @@ struct FusedAttention {
   ContextParallelAttention attention = {};
   int64_t key_value_heads = 1, head_dim = 1;
 
-  AttentionOutput forward(const at::Tensor& qkv, int64_t rows) const;
-  at::Tensor backward(const at::Tensor& dout, const at::Tensor& qkv,
-                      const AttentionOutput& saved) const;      // → dqkv
+  AttentionOutput forward(const at::Tensor& qkv, const TokenBatch& batch) const;
+  at::Tensor backward(const at::Tensor& dout, const at::Tensor& qkv, const AttentionOutput& saved,
+                      const TokenBatch& batch) const;           // → dqkv
   static at::Tensor merge_heads(const AttentionOutput& saved);  // → out
 };
 

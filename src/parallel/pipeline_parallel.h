@@ -21,18 +21,9 @@
 #include "dist/mesh.h"
 #include "parallel/data_parallel.h"
 #include "parallel/pipeline_schedule.h"
+#include "parallel/token_batch.h"
 
 namespace picotron {
-
-class KeyValueCache;  // model/key_value_cache.h
-
-// One microbatch on this rank's device. tokens = rows · columns, row after row.
-struct TokenBatch {
-  int64_t rows = 0, columns = 0;   // sequences, and tokens of each that are here (seq / cp)
-  at::Tensor ids, targets;         // int64 [tokens]
-  at::Tensor positions;            // int64 [tokens], of each token in its sequence
-  KeyValueCache* cache = nullptr;  // of the tokens before these: for generation alone
-};
 
 // What a forward keeps for its backward; each Stage has its own.
 struct Saved {

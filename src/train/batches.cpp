@@ -5,26 +5,37 @@
 
 #include <algorithm>
 
+#include "core/error.h"
 #include "dist/collectives.h"
 #include "train/layout.h"
 
 namespace picotron {
 namespace {
 
-BatchLoaderOptions loader_options(const Run& run, const Mesh& mesh) {
+BatchLoaderOptions loader_options(const Run& run, const Mesh& mesh, const Dataset& data) {
   return {.global_batch_size = global_batch_size(run.config),
           .micro_batch_size = run.config.training.micro_batch_size,
           .dp_rank = mesh.my.dp,
           .dp_size = mesh.sizes.dp,
           .cp_rank = mesh.my.cp,
           .cp_size = mesh.sizes.cp,
-          .vocab_size = run.architecture.vocab_size};
+          .vocab_size = run.architecture.vocab_size,
+          .end_of_document = masked_document_end(run.config, data)};
 }
 
 }  // namespace
 
+std::optional<int32_t> masked_document_end(const Config& config, const Dataset& data) {
+  if (!config.dataset.document_masking) return std::nullopt;
+  if (const auto end = data.end_of_document()) return end;
+  throw user_error(
+      "dataset.document_masking: nothing says which token ends a document of {}; set "
+      "dataset.tokenizer to the one its tokens were made with, or document_masking false",
+      data.name());
+}
+
 BatchLoader training_loader(const Run& run, const Mesh& mesh, int64_t steps_done) {
-  BatchLoaderOptions options = loader_options(run, mesh);
+  BatchLoaderOptions options = loader_options(run, mesh, *run.datasets.train);
   options.origin = run.data.position - steps_done * options.global_batch_size;
   options.seed = run.data.seed;
   options.shuffle = run.data.shuffle;
@@ -38,14 +49,15 @@ std::vector<TokenBatch> next_batches(const BatchLoader& loader, int64_t step, at
       return at::tensor(values, at::kLong).to(at::TensorOptions(device), /*non_blocking=*/true);
     };
     batches.push_back({m.rows, m.columns, on_device(m.input_ids), on_device(m.target_ids),
-                       on_device(m.position_ids).repeat({m.rows})});
+                       on_device(m.position_ids), m.document_begins});
   }
   return batches;
 }
 
 double validate(Llama& model, const Run& run, const Mesh& mesh, at::Device device) {
-  const BatchLoader loader(*run.datasets.validation, loader_options(run, mesh));
-  const int64_t whole_batches = run.datasets.validation->num_rows() / global_batch_size(run.config);
+  const Dataset& data = *run.datasets.validation;
+  const BatchLoader loader(data, loader_options(run, mesh, data));
+  const int64_t whole_batches = data.num_rows() / global_batch_size(run.config);
   const int64_t batches =
       std::min(run.config.training.eval_steps, std::max<int64_t>(whole_batches, 1));
   const Schedule forwards = schedule_of_stage(run.config, mesh.my.pp, /*forward_only=*/true);

@@ -10,6 +10,10 @@
 
 namespace picotron {
 
+// The token after which documents are told apart; none without dataset.document_masking. UserError
+// where nothing says how the data set's documents end.
+std::optional<int32_t> masked_document_end(const Config& config, const Dataset& data);
+
 // This rank's share of the training data. `steps_done`: before the run's first step.
 BatchLoader training_loader(const Run& run, const Mesh& mesh, int64_t steps_done);
 

@@ -56,7 +56,8 @@ Evaluation evaluate(Llama& model, const Run& run, const Mesh& mesh, at::Device d
                                    .micro_batch_size = size,
                                    .cp_rank = mesh.my.cp,
                                    .cp_size = mesh.sizes.cp,
-                                   .vocab_size = run.architecture.vocab_size});
+                                   .vocab_size = run.architecture.vocab_size,
+                                   .end_of_document = masked_document_end(run.config, data)});
     sums[0] += run_forward(make_schedule(options), model, next_batches(group, 0, device), mesh);
     row += options.microbatches * size;
   }

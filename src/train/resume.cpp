@@ -8,8 +8,8 @@
 #include <cerrno>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/files.h"
 #include "core/error.h"
+#include "core/files.h"
 
 namespace picotron {
 namespace {

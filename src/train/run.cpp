@@ -4,8 +4,14 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <filesystem>
+
+#include "checkpoint/huggingface.h"
 #include "core/error.h"
+#include "dist/stop.h"
 #include "kernels/matmul.h"
+#include "train/batches.h"
+#include "train/hub_names.h"
 #include "train/layout.h"
 #include "train/metrics.h"
 #include "train/plan.h"
@@ -67,6 +73,24 @@ std::optional<int64_t> vocabulary_of_data(const Config& config) {
       .train->vocab_size();
 }
 
+namespace {
+
+// The tokenizer of the model that is named: of its folder, or of the hub's model of that name.
+std::string tokenizer_of_model(const ModelKeys& model, const HubOptions& hub,
+                               std::vector<std::string>& notes) {
+  std::error_code ignored;
+  for (const auto& name : {model.init_from, model.name}) {
+    if (!name) continue;
+    if (is_hub_id(*name)) return fetch_model(*name, ModelFiles::tokenizer, hub, notes).string();
+    if (!std::filesystem::is_directory(*name, ignored)) continue;
+    if (!files_of_tokenizer(*name).empty()) return *name;
+    if (tokenizer_of(*name) == "bytes") return "bytes";
+  }
+  return "";
+}
+
+}  // namespace
+
 Run prepare_run(const Config& config, bool on_gpu) {
   Run run{.config = config, .start = find_start(config)};
   std::vector<std::string> differences;
@@ -80,16 +104,30 @@ Run prepare_run(const Config& config, bool on_gpu) {
                       .shuffle = data.shuffle};
   const bool keeps_seed = run.start && run.start->state.train.data.name == data.name;
   const uint64_t seed = keeps_seed ? run.start->state.train.data.seed : opened.seed;
-  run.datasets = open_datasets({.name = data.name,
-                                .tokenizer = data.tokenizer.value_or(""),
-                                .seq_length = training.seq_length,
-                                .seed = seed,
-                                .num_samples = training.num_samples,
-                                .hold_out = training.eval_interval > 0,
-                                .validation = data.validation.value_or(""),
-                                .validation_fraction = data.validation_fraction});
+  const HubOptions hub = hub_options(config);
+  std::vector<std::string> notes;  // of downloads
+  run.model = with_folders(config.model, hub, notes);
+  run.datasets = open_datasets(
+      {.name = data.name,
+       .tokenizer = data.tokenizer.value_or(""),
+       .model_tokenizer = [&] { return tokenizer_of_model(config.model, hub, notes); },
+       .text_column = data.text_column,
+       .num_proc = data.num_proc,
+       .stop = stop_requested,
+       .subset_name = data.subset_name.value_or(""),
+       .split = data.split,
+       .hub = hub,
+       .seq_length = training.seq_length,
+       .seed = seed,
+       .num_samples = training.num_samples,
+       .hold_out = training.eval_interval > 0,
+       .validation = data.validation.value_or(""),
+       .validation_fraction = data.validation_fraction});
+  run.datasets.notes.insert(run.datasets.notes.begin(), notes.begin(), notes.end());
   const Dataset& train_data = *run.datasets.train;
   opened.num_rows = train_data.num_rows();
+  masked_document_end(config, train_data);  // before ranks are started
+  if (run.datasets.validation) masked_document_end(config, *run.datasets.validation);
   run.data = run.start ? go_on_with(run.start->state.train.data, opened, differences) : opened;
   if (run.start) {
     run.datasets.notes.push_back(fmt::format("Going on from {}, written after step {} in {}",
@@ -97,7 +135,7 @@ Run prepare_run(const Config& config, bool on_gpu) {
                                              run.start->state.train.step, run.start->state.layout));
   }
   for (const std::string& difference : differences) run.datasets.notes.push_back("  " + difference);
-  run.architecture = resolve_architecture(config.model, train_data.vocab_size());
+  run.architecture = resolve_architecture(run.model, train_data.vocab_size());
   if (train_data.vocab_size().value_or(0) > run.architecture.vocab_size) {
     throw user_error(
         "vocab_size {} of the model is smaller than the {} tokens of data set {}; set "
@@ -117,7 +155,7 @@ Run prepare_run(const Config& config, bool on_gpu) {
   const DType dtype = resolve_dtype(config, on_gpu, run.warnings);
   run.dtype = scalar_type_of(dtype);
   if (!on_gpu) check_memory(run, dtype);
-  run.tokenizer = data.name == "builtin:stories" ? data.name : data.tokenizer.value_or("");
+  run.tokenizer = run.datasets.tokenizer;
   return run;
 }
 

@@ -18,9 +18,10 @@ namespace picotron {
 struct Run {
   Config config;
   OpenedDatasets datasets;
+  ModelKeys model;  // config.model with folders in place of hub ids
   LlamaConfig architecture;
   c10::ScalarType dtype = c10::kFloat;  // of the computation
-  std::string tokenizer;                // "builtin:stories", "bytes", or "" where none is known
+  std::string tokenizer;                // open_tokenizer()'s name, or "" where none is known
   std::vector<std::string> warnings;    // sentences for rank 0 to say
   std::optional<Start> start;           // the checkpoint it goes on from; its batch is in config
   DataPosition data;                    // at its first step

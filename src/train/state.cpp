@@ -6,6 +6,7 @@
 #include "checkpoint/huggingface.h"
 #include "checkpoint/stored_types.h"
 #include "core/error.h"
+#include "core/files.h"
 #include "core/log.h"
 #include "model/initial_values.h"
 #include "train/layout.h"
@@ -62,7 +63,7 @@ void check_start(const Run& run, const Mesh& mesh) {
 }
 
 void fill_first_values(const Run& run, const Llama& model, const at::Tensor& flat) {
-  const ModelKeys& keys = run.config.model;
+  const ModelKeys& keys = run.model;
   const Parameters& parameters = model.parameters();
   if (run.start) {
     const fs::path& checkpoint = run.start->checkpoint;
@@ -101,6 +102,19 @@ TrainState begin(const Run& run, const Gradients& gradients, const Llama& model,
   return state;
 }
 
+namespace {
+
+// What lies beside the weights: the configuration, and the tokenizer's own files or its name.
+std::map<std::string, std::string> model_files(const Run& run, const LlamaConfig& config,
+                                               DType stored) {
+  const auto tokenizer = files_of_tokenizer(run.tokenizer);
+  auto files = huggingface_texts(config, stored, tokenizer.empty() ? run.tokenizer : "");
+  for (const auto& [name, file] : tokenizer) files[name] = read_text_file(file);
+  return files;
+}
+
+}  // namespace
+
 std::unique_ptr<CheckpointSaver> make_saver(const Run& run, const Rendezvous& rendezvous,
                                             const Gradients& gradients, const Llama& model,
                                             const ShardedOptimizer& optimizer) {
@@ -118,7 +132,7 @@ std::unique_ptr<CheckpointSaver> make_saver(const Run& run, const Rendezvous& re
       SaverOptions{.save_dir = keys.save_dir,
                    .keep_last = keys.keep_last,
                    .async = keys.async,
-                   .model_files = huggingface_texts(model.config(), stored, run.tokenizer)},
+                   .model_files = model_files(run, model.config(), stored)},
       std::move(world), huggingface_tensors(model.config()), std::move(tensors),
       parts_within(model.parameters(), gradients.my_parts()));
 }

@@ -19,19 +19,22 @@ namespace {
 constexpr int64_t kMostMicrobatches = 8;
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 
-// Tokens without any order, the same on every rank.
+// Tokens without any order, the same on every rank. Where documents matter one in five ends one.
 class RandomTokens : public Dataset {
  public:
-  RandomTokens(int64_t seq_length, int64_t vocab) : seq_length_(seq_length), vocab_(vocab) {}
+  RandomTokens(int64_t seq_length, int64_t vocab, bool documents)
+      : seq_length_(seq_length), vocab_(vocab), documents_(documents) {}
   const std::string& name() const override { return name_; }
   int64_t seq_length() const override { return seq_length_; }
   int64_t num_rows() const override { return 1'000'000; }
   void read_row(int64_t row, std::span<int32_t> out) const override {
     for (size_t i = 0; i < out.size(); ++i) {
       const uint64_t place = static_cast<uint64_t>(row * seq_length_) + i;
-      out[i] = static_cast<int32_t>(mix(place) % static_cast<uint64_t>(vocab_));
+      const bool ends = documents_ && mix(~place) % 5 == 0;
+      out[i] = ends ? 0 : static_cast<int32_t>(mix(place) % static_cast<uint64_t>(vocab_));
     }
   }
+  std::optional<int32_t> end_of_document() const override { return 0; }
   std::string locate(int64_t row, int64_t column) const override {
     return fmt::format("random tokens, row {}, column {}", row, column);
   }
@@ -46,6 +49,7 @@ class RandomTokens : public Dataset {
   }
   const std::string name_ = "random tokens";
   const int64_t seq_length_, vocab_;
+  const bool documents_;
 };
 
 // The smallest size ≥ least that leaves the same remainder over `parts`: what was uneven stays so.
@@ -260,7 +264,8 @@ Run rehearse(const ShrunkRun& shrunk) {
   run.config = shrunk.config;
   run.architecture = shrunk.architecture;
   run.datasets.train = std::make_unique<RandomTokens>(shrunk.config.training.seq_length,
-                                                      shrunk.architecture.vocab_size);
+                                                      shrunk.architecture.vocab_size,
+                                                      shrunk.config.dataset.document_masking);
   run.dtype = scalar_type_of(*shrunk.config.model.dtype);
   run.data.seed = static_cast<uint64_t>(shrunk.config.training.seed);
   run.data.shuffle = shrunk.config.dataset.shuffle;

@@ -584,11 +584,12 @@ TEST(ConfigTest, TheWorld) {
 }
 
 TEST(ConfigTest, WhatIsNotBuiltAndChangesNothingIsAWarning) {
-  std::vector<std::string> arguments = {"--use_wandb", "--num_proc", "4"};
+  std::vector<std::string> arguments = {"--use_wandb", "--num_workers", "4"};
   const std::vector<std::string> sentences =
       warnings(config_from_flags(take_overrides(arguments, Flags::dotted_and_short)));
   ASSERT_EQ(sentences.size(), 2u);
-  EXPECT_EQ(sentences[0], "dataset.num_proc 4 is not built yet: text is tokenized by one worker");
+  EXPECT_EQ(sentences[0],
+            "dataset.num_workers 4 is not built yet: batches are prepared by the rank itself");
   EXPECT_EQ(sentences[1],
             "logging.use_wandb true is not built yet: the metrics are in metrics.jsonl");
 }

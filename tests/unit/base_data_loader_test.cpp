@@ -177,6 +177,40 @@ TEST(Loader, ContextParallelSlicesMakeUpTheRow) {
   }
 }
 
+// Token 7 ends a document. What the last token of a row begins is the next row's.
+TEST(Loader, TellsDocumentsApart) {
+  class Documents : public Dataset {
+   public:
+    const std::string& name() const override { return name_; }
+    int64_t seq_length() const override { return 8; }
+    int64_t num_rows() const override { return 2; }
+    void read_row(int64_t row, std::span<int32_t> out) const override {
+      static const std::vector<std::vector<int32_t>> rows = {{1, 7, 7, 2, 3, 4, 5, 7, 7},
+                                                             {7, 1, 2, 3, 4, 5, 6, 1, 2}};
+      std::ranges::copy(rows[static_cast<size_t>(row)], out.begin());
+    }
+    std::string locate(int64_t, int64_t) const override { return ""; }
+
+   private:
+    std::string name_ = "documents";
+  } data;
+  BatchLoaderOptions options{
+      .global_batch_size = 2, .micro_batch_size = 2, .vocab_size = 9, .end_of_document = 7};
+  using List = std::vector<int64_t>;
+  const std::vector<List> begins = {{0, 2, 3}, {0, 1}};
+  const Microbatch whole = BatchLoader(data, options).next(0)[0];
+  EXPECT_EQ(whole.document_begins, begins);
+  EXPECT_EQ(whole.position_ids, (List{0, 1, 0, 0, 1, 2, 3, 4, 0, 0, 1, 2, 3, 4, 5, 6}));
+  options.cp_size = 2, options.cp_rank = 1;  // columns 2 to 5
+  const Microbatch part = BatchLoader(data, options).next(0)[0];
+  EXPECT_EQ(part.document_begins, begins);
+  EXPECT_EQ(part.position_ids, (List{0, 0, 1, 2, 1, 2, 3, 4}));
+  options = {.global_batch_size = 2, .micro_batch_size = 2, .vocab_size = 9};
+  const Microbatch unmasked = BatchLoader(data, options).next(0)[0];
+  EXPECT_TRUE(unmasked.document_begins.empty());
+  EXPECT_EQ(unmasked.position_ids[15], 7);
+}
+
 TEST(Loader, RefusesWhatDoesNotFit) {
   const Counting data(10, 8);
   const auto text = [](const std::function<void()>& f) -> std::string {

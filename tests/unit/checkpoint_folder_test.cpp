@@ -9,9 +9,9 @@
 #include <fstream>
 #include <functional>
 
-#include "checkpoint/files.h"
 #include "checkpoint/save_dir.h"
 #include "core/error.h"
+#include "core/files.h"
 
 namespace picotron {
 namespace {

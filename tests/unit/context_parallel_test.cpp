@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -22,11 +23,12 @@ using testing::run_ranks;
 
 struct Case {
   int64_t seq, heads = 4, key_value_heads = 2, rows = 1, head_dim = 8;
+  DocumentBegins documents = {};  // empty: not masked
 };
 
 std::string name_of(const Case& c) {
-  return fmt::format("s{} h{} kv{} rows {} d{}", c.seq, c.heads, c.key_value_heads, c.rows,
-                     c.head_dim);
+  return fmt::format("s{} h{} kv{} rows {} d{} documents {}", c.seq, c.heads, c.key_value_heads,
+                     c.rows, c.head_dim, c.documents.size());
 }
 
 double scale_of(const Case& c) {
@@ -72,7 +74,7 @@ AttentionGradients backward_of(const ContextParallelAttention& layer, const Inpu
                                const AttentionOutput& y) {
   const Inputs into{at::full_like(in.fused, NAN), {}, in.shape};
   const AttentionGradients d = {into.q(), into.k(), into.v()};
-  layer.backward(d, in.dy(), in.q(), in.k(), in.v(), y);
+  layer.backward(d, in.dy(), in.q(), in.k(), in.v(), y, in.shape.documents);
   return d;
 }
 
@@ -81,18 +83,30 @@ struct Result {
   at::Tensor out, lse, dq, dk, dv;
 };
 
+// Whether key j is hidden from query i: [rows, 1, seq, seq].
+at::Tensor hidden_from(const Case& c) {
+  const at::Tensor future = at::ones({c.seq, c.seq}, at::kBool).triu(1);
+  std::vector<at::Tensor> rows(static_cast<size_t>(c.rows), future);
+  for (size_t row = 0; row < c.documents.size(); ++row) {
+    at::Tensor document = at::zeros({c.seq}, at::kLong);
+    for (const int64_t begin : c.documents[row]) document.slice(0, begin).add_(1);
+    rows[row] = future.logical_or(document.unsqueeze(1) != document.unsqueeze(0));
+  }
+  return at::stack(rows).unsqueeze(1);
+}
+
 Result judge(const Inputs& in) {
   const double scale = scale_of(in.shape);
   const auto wide = [](const at::Tensor& x) { return x.to(at::kDouble); };
   const at::Tensor q = wide(in.q()), k = wide(in.k()), v = wide(in.v());
-  if (in.shape.seq > 512) {
+  if (in.shape.seq > 512 && in.shape.documents.empty()) {
     const AttentionOutput y = attention(q, k, v, true, scale);
     const AttentionGradients d = attention_backward(wide(in.dy()), q, k, v, y, true, scale);
     return {y.out, y.lse, d.dq, d.dk, d.dv};
   }
   const int64_t group = in.shape.heads / in.shape.key_value_heads;
   const auto scores = [&](const at::Tensor& queries, const at::Tensor& keys) {
-    const at::Tensor hidden = at::ones({in.shape.seq, in.shape.seq}, at::kBool).triu(1);
+    const at::Tensor hidden = hidden_from(in.shape);
     return (at::matmul(queries, keys.repeat_interleave(group, 1).transpose(2, 3)) * scale)
         .masked_fill(hidden, -std::numeric_limits<double>::infinity());
   };
@@ -131,7 +145,7 @@ std::vector<Result> run_ring(int cp, const std::vector<Inputs>& all) {
       record::Recorder& recorder = *record::current();
       const RingBytes bytes = ring_bytes(in.k().sizes(), in.fused.scalar_type(), cp);
       const int64_t before = recorder.bytes(record::Axis::cp);
-      const AttentionOutput y = layer.forward(in.q(), in.k(), in.v());
+      const AttentionOutput y = layer.forward(in.q(), in.k(), in.v(), shape.documents);
       EXPECT_EQ(recorder.bytes(record::Axis::cp) - before, bytes.forward);
       const AttentionGradients d = backward_of(layer, in, y);
       EXPECT_EQ(recorder.bytes(record::Axis::cp) - before, bytes.forward + bytes.backward);
@@ -198,6 +212,75 @@ TEST_P(ContextParallel, IsAttentionOfTheWholeSequenceInBfloat16) {
   expect_the_whole(GetParam(), cases, at::kBFloat16, 2e-2);
 }
 INSTANTIATE_TEST_SUITE_P(Ranks, ContextParallel, ::testing::Values(2, 3, 4));
+
+// Documents of one token, of all, and with their ends on, before and after those of chunks.
+std::vector<Case> masked_cases_of(int cp) {
+  const int64_t chunk = 6, seq = 2 * cp * chunk;
+  std::vector<int64_t> each(static_cast<size_t>(seq)), chunks;
+  std::iota(each.begin(), each.end(), 0);
+  for (int64_t begin = 0; begin < seq; begin += chunk) chunks.push_back(begin);
+  std::vector<Case> cases = {{.seq = seq, .documents = {{0, 1, chunk, chunk + 1, seq - 1}}},
+                             {.seq = seq, .documents = {{0, chunk - 1, seq - chunk + 2}}},
+                             {.seq = seq, .rows = 3, .documents = {{0}, {0, seq / 2}, {0, 3}}},
+                             {.seq = seq, .rows = 2, .documents = {each, chunks}}};
+  // As they come: some long, some short.
+  Case random{.seq = 160 * cp, .heads = 6, .key_value_heads = 3, .rows = 2, .head_dim = 16};
+  for (int64_t row = 0; row < random.rows; ++row) {
+    std::vector<int64_t>& begins = random.documents.emplace_back();
+    for (int64_t begin = 0; begin < random.seq; begin += 1 + (begin * 7919 + row * 31) % 90)
+      begins.push_back(begin);
+  }
+  cases.push_back(random);
+  return cases;
+}
+
+class DocumentMasking : public ::testing::TestWithParam<int> {};
+
+TEST_P(DocumentMasking, IsAttentionUnderADenseMask) {
+  expect_the_whole(GetParam(), masked_cases_of(GetParam()), at::kDouble, 1e-10);
+  expect_the_whole(GetParam(), masked_cases_of(GetParam()), at::kFloat, 1e-5);
+  expect_the_whole(GetParam(), masked_cases_of(GetParam()), at::kBFloat16, 2e-2);
+}
+
+TEST_P(DocumentMasking, WithoutABoundaryTheBitsAreTheSame) {
+  Case c{.seq = 24 * GetParam(), .rows = 2};
+  const Result plain = run_ring(GetParam(), {inputs_of(c, at::kFloat)})[0];
+  c.documents = {{0}, {0}};
+  const Result masked = run_ring(GetParam(), {inputs_of(c, at::kFloat)})[0];
+  EXPECT_TRUE(at::equal(plain.out, masked.out) && at::equal(plain.lse, masked.lse));
+  EXPECT_TRUE(at::equal(plain.dq, masked.dq) && at::equal(plain.dk, masked.dk) &&
+              at::equal(plain.dv, masked.dv));
+}
+INSTANTIATE_TEST_SUITE_P(Ranks, DocumentMasking, ::testing::Values(1, 2, 3, 4));
+
+TEST(AttentionPieces, CoverEachPairOfOneDocumentOnce) {
+  const std::vector<int64_t> begins = {0, 5, 6, 12, 13, 30, 47};
+  for (const int ranks : {1, 2, 3, 4}) {
+    const int64_t tokens = 48 / ranks;
+    at::Tensor seen = at::zeros({48, 48}, at::kLong);
+    for (int rank = 0; rank < ranks; ++rank) {
+      for (int hops = 0; hops < ranks; ++hops) {
+        const int from = (rank + ranks - hops) % ranks;
+        const RingPlace place{.tokens = tokens, .rank = rank, .ranks = ranks};
+        const at::Tensor mine = zigzag(48, rank, ranks), theirs = zigzag(48, from, ranks);
+        for (const AttentionPiece& p : attention_pieces({begins}, place, hops)) {
+          at::Tensor block = at::ones({p.queries, p.keys}, at::kLong);
+          if (p.causal) block = block.tril();
+          seen.index_put_({mine.narrow(0, p.query, p.queries).unsqueeze(1),
+                           theirs.narrow(0, p.key, p.keys).unsqueeze(0)},
+                          block, /*accumulate=*/true);
+        }
+      }
+    }
+    const at::Tensor hidden = hidden_from({.seq = 48, .documents = {begins}})[0][0];
+    EXPECT_TRUE(at::equal(seen, hidden.logical_not().to(at::kLong))) << ranks;
+  }
+}
+
+TEST(AttentionPieces, RefuseWhatIsNoListOfDocuments) {
+  EXPECT_THROW(attention_pieces({{0}}, {.rows = 2, .tokens = 4}, 0), BrokenInvariant);
+  EXPECT_THROW(attention_pieces({{1}}, {.rows = 1, .tokens = 4}, 0), BrokenInvariant);
+}
 
 // Rounding once for all hops: 8 of them must not add up to more than one does.
 TEST(ContextParallelRing, EightRanksRoundOnce) {

@@ -27,6 +27,7 @@ struct Layout {
   int64_t layers = 4, heads = 8, key_value_heads = 4, inner = 64, vocab = 64;
   bool tied = false, biases = false;
   double grad_clip = 0;
+  bool document_masking = false;
 };
 
 void PrintTo(const Layout& layout, std::ostream* out) {
@@ -40,6 +41,7 @@ ShrunkRun shrunk(const Layout& layout, DType dtype, OptimizerKind optimizer) {
   config.training.micro_batch_size = 2;
   config.training.gradient_accumulation_steps = layout.microbatches;
   config.training.grad_clip = layout.grad_clip;
+  config.dataset.document_masking = layout.document_masking;
   const LlamaConfig model{.name = "test",
                           .vocab_size = layout.vocab,
                           .hidden_size = 64,
@@ -132,6 +134,10 @@ std::vector<Layout> quick_layouts() {
                   .grad_clip = 0.1};
   all_four.distributed.sequence_parallel = true;
   add(all_four);
+  all_four.name += "DocumentMasking";
+  all_four.document_masking = true;
+  add(all_four);
+  add({.name = "Cp3DocumentMasking", .distributed = axes(1, 1, 1, 3), .document_masking = true});
   return all;
 }
 
@@ -214,6 +220,15 @@ std::vector<Layout> all_layouts() {
         [](Layout& l) { l.distributed.mesh_order = "pp-dp-cp-tp", l.tied = true; });
   named("Dp2Tp2Cp2ReversedOrder", axes(2, 2, 1, 2),
         [](Layout& l) { l.distributed.mesh_order = "tp-cp-pp-dp"; });
+  for (const int64_t n : {2, 3, 4}) {
+    const auto masked = [](Layout& l) { l.document_masking = true; };
+    named(fmt::format("Dp{}DocumentMasking", n), axes(n, 1, 1, 1), masked);
+    named(fmt::format("Tp{}DocumentMasking", n), axes(1, n, 1, 1),
+          [&](Layout& l) { l.heads = 2 * n, l.key_value_heads = n, l.document_masking = true; });
+    named(fmt::format("Pp{}DocumentMasking", n), axes(1, 1, n, 1), masked);
+    named(fmt::format("Cp{}DocumentMaskingRecompute", n), axes(1, 1, 1, n),
+          [](Layout& l) { l.document_masking = true, l.recompute = Recompute::selective; });
+  }
   named("Dp4Tp2Pp2", axes(4, 2, 2, 1), [](Layout& l) { l.tied = true; });
   named("Dp2Tp2Pp4", axes(2, 2, 4, 1), [](Layout& l) { l.microbatches = 7; });
   named("Tp4Cp4", axes(1, 4, 1, 4), plain);

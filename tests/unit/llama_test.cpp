@@ -212,6 +212,51 @@ TEST(LlamaTrainingTest, ProductsQueuedAndDrainedLaterGiveTheSameGradients) {
   EXPECT_TRUE(same_bits(gradients.flat(), direct.gradients.flat()));
 }
 
+// Rows of several documents, and the same documents each in a row of its own.
+TEST(LlamaTrainingTest, MaskedDocumentsAreAsIfEachWereReadAlone) {
+  const at::NoGradGuard backward_is_written_out;
+  for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
+    Case c{"", tiny_llama()};
+    c.config.num_attention_heads = 4, c.config.num_key_value_heads = 2;
+    Trained packed(c), alone(c);
+    packed.model.set_recompute(recompute);
+    TokenBatch rows = random_batch(3, 11, 13, 100);
+    rows.documents = {{0, 1, 5}, {0}, {0, 10}};
+    std::vector<TokenBatch> documents;
+    std::vector<at::Tensor> positions;
+    for (int64_t row = 0; row < 3; ++row) {
+      const auto& begins = rows.documents[static_cast<size_t>(row)];
+      for (size_t i = 0; i < begins.size(); ++i) {
+        const int64_t length = (i + 1 < begins.size() ? begins[i + 1] : 11) - begins[i];
+        const auto cut = [&](const at::Tensor& x) {
+          return x.narrow(0, row * 11 + begins[i], length);
+        };
+        positions.push_back(at::arange(length, at::kLong));
+        documents.push_back({.rows = 1,
+                             .columns = length,
+                             .ids = cut(rows.ids),
+                             .targets = cut(rows.targets),
+                             .positions = positions.back()});
+      }
+    }
+    rows.positions = at::cat(positions);
+    const auto run = [](Trained& t, const std::vector<TokenBatch>& batches) {
+      return run_schedule(make_schedule({.microbatches = std::ssize(batches)}), t.model, batches,
+                          1.0 / 33, t.gradients, {});
+    };
+    const at::Tensor loss = run(packed, {rows});
+    EXPECT_LT(distance(loss, run(alone, documents)), kJudge);
+    const auto& gradients = packed.model.parameters().list();
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      const at::Tensor& want = alone.model.parameters().list()[i].gradient;
+      EXPECT_LT(distance(gradients[i].gradient, want), kJudge) << gradients[i].name;
+    }
+    rows.documents = {};
+    Trained unmasked(c);
+    EXPECT_GT(distance(loss, run(unmasked, {rows})), 1e-3);
+  }
+}
+
 TEST(LlamaTrainingTest, AnUndrainedQueueIsFound) {
   Trained t(tied_with_biases());
   Schedule without_weights;

@@ -11,8 +11,8 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "checkpoint/files.h"
 #include "core/error.h"
+#include "core/files.h"
 #include "dist/device.h"
 #include "model/architectures.h"
 

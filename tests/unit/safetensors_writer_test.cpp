@@ -10,9 +10,9 @@
 #include <fstream>
 #include <iterator>
 
-#include "checkpoint/files.h"
 #include "checkpoint/safetensors.h"
 #include "core/error.h"
+#include "core/files.h"
 
 namespace picotron {
 namespace {

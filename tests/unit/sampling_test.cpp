@@ -97,8 +97,14 @@ TEST_F(SamplingTest, ACacheGivesTheLogitsOfTheWholeText) {
     for (int64_t begin = 0; begin < 6; begin = cache.size()) {
       const int64_t count = begin == 0 ? 3 : 1;
       const at::Tensor part = ids.narrow(1, begin, count);
-      const at::Tensor logits = model.head().logits(model.normed_states(
-          {2, count, part.flatten(), {}, positions.narrow(0, begin, count).repeat({2}), &cache}));
+      const at::Tensor logits =
+          model.head().logits(model.normed_states({2,
+                                                   count,
+                                                   part.flatten(),
+                                                   {},
+                                                   positions.narrow(0, begin, count).repeat({2}),
+                                                   {},
+                                                   &cache}));
       EXPECT_LT(distance(logits.view({2, count, -1}), whole.narrow(1, begin, count)), 1e-12)
           << "from token " << begin;
     }

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "checkpoint/checkpoint_folder.h"
-#include "checkpoint/files.h"
+#include "core/files.h"
 #include "support.h"
 
 namespace picotron::fuzz {

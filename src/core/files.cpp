@@ -1,5 +1,5 @@
 // System calls, their errors, and what a crash between any two of them leaves.
-#include "checkpoint/files.h"
+#include "core/files.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -121,6 +121,11 @@ void NewFile::flush_behind() {
   ::posix_fadvise(fd, flushed_, flushing_ - flushed_, POSIX_FADV_DONTNEED);
   flushed_ = flushing_;
   flushing_ = bytes_;
+}
+
+void NewFile::overwrite(std::string_view beginning) {
+  if (::pwrite(fd_.get(), beginning.data(), beginning.size(), 0) != std::ssize(beginning))
+    throw failed("write", file_);
 }
 
 void NewFile::commit() {

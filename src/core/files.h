@@ -55,6 +55,8 @@ class NewFile {
 
   void append(std::span<const std::byte> bytes);
   void append(std::string_view text) { append(std::as_bytes(std::span(text))); }
+  // Writes over the file's first bytes, which were appended before. The checksum is not told.
+  void overwrite(std::string_view beginning);
   // Lets the disk begin with what was written since the last call, waits for what it was told to
   // begin with then, and gives those pages back. So commit() finds little left to do, and a file
   // larger than memory passes through a few pages, which are used again and again: other files stay
