@@ -162,6 +162,17 @@ void sync_folder(const fs::path& folder) {
   }
 }
 
+fs::path cache_folder() {
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return fs::path(value == nullptr ? "" : value);
+  };
+  if (const fs::path own = variable("PICOTRON_CACHE"); !own.empty()) return own;
+  if (const fs::path xdg = variable("XDG_CACHE_HOME"); !xdg.empty()) return xdg / "picotron";
+  const fs::path home = variable("HOME");
+  return (home.empty() ? fs::temp_directory_path() : home / ".cache") / "picotron";
+}
+
 fs::path set_aside(const fs::path& path) {
   if (!fs::exists(path)) return {};
   const bool is_folder = fs::is_directory(path);

@@ -93,4 +93,8 @@ void sync_folder(const std::filesystem::path& folder);
 // base.old2, … (a folder): nothing is lost. Returns the new path, an empty one where nothing was.
 std::filesystem::path set_aside(const std::filesystem::path& path);
 
+// Where a user's programs keep what they can make again: $PICOTRON_CACHE, else
+// $XDG_CACHE_HOME/picotron, else ~/.cache/picotron.
+std::filesystem::path cache_folder();
+
 }  // namespace picotron

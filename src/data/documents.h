@@ -21,8 +21,8 @@
 namespace picotron {
 
 // The files that `name` means, in the order of their names: a file, the text files in a folder
-// (those in folders within it too), or a pattern as shells have them ("data/*.jsonl.zst"). UserError
-// where there are none, or they are of several kinds.
+// (those in folders within it too), or a pattern as shells have them ("data/*.jsonl.zst").
+// UserError where there are none, or they are of several kinds.
 std::vector<std::filesystem::path> find_text_files(const std::string& name);
 
 // ".txt", ".jsonl" (compressed or not) or ".parquet"; "" for a file that is none of them.

@@ -1,5 +1,5 @@
-// Several data sets in one, each with a share of the rows: "0.7 code/ 0.3 stories.npy". Which row is
-// whose is a formula, so nobody keeps a count and every layout reads the same:
+// Several data sets in one, each with a share of the rows: "0.7 code/ 0.3 stories.npy". Which row
+// is whose is a formula, so nobody keeps a count and every layout reads the same:
 //
 //     share 0.3     n rows of the mixture hold ⌊0.3 n⌋ of it: row r is one of them where
 //                   ⌊0.3 (r + 1)⌋ > ⌊0.3 r⌋, and it is the data set's row ⌊0.3 r⌋
@@ -21,8 +21,8 @@ struct Ingredient {
   double weight = 1;
   std::string name;
 };
-// "0.7 a 0.3 b" → its parts; a name that is no list of weights and names → itself alone. Weights are
-// positive and need no sum. UserError where a weight is none.
+// "0.7 a 0.3 b" → its parts; a name that is no list of weights and names → itself alone. Weights
+// are positive and need no sum. UserError where a weight is none.
 std::vector<Ingredient> parse_mixture(const std::string& name);
 
 // `sources`, of one seq_length, with the weights of `ingredients`.

@@ -321,17 +321,6 @@ class Preparation {
 
 // ------------------------------------------------------------------------------------------ cache
 
-fs::path cache_folder() {
-  const auto variable = [](const char* name) {
-    const char* value = std::getenv(name);
-    return fs::path(value == nullptr ? "" : value);
-  };
-  if (const fs::path own = variable("PICOTRON_CACHE"); !own.empty()) return own;
-  if (const fs::path xdg = variable("XDG_CACHE_HOME"); !xdg.empty()) return xdg / "picotron";
-  const fs::path home = variable("HOME");
-  return (home.empty() ? fs::temp_directory_path() : home / ".cache") / "picotron";
-}
-
 // Held by one process of a machine. Waits for it, asking `stop` meanwhile.
 class FileLock {
  public:

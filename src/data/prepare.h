@@ -1,22 +1,23 @@
 // From text to files of tokens, which training reads in place (token_files.h):
 //
-//     documents ──▶ threads tokenize ──▶ in order ──▶ tokens-00000.npy  tokens-00001.npy … index.json
-//                                                      t t t eos t eos t t t t eos …
+//     documents ──▶ threads tokenize ──▶ in order ──▶ tokens-00000.npy  tokens-00001.npy …
+//                                                     t t t eos t eos t t t t eos …
 //
 // Each document is followed by the token that ends one, the last included; nothing goes before it.
 // A shard ends with the document that fills it. It is written aside, flushed and renamed, and then
 // index.json says that it is there and where the next one begins in the text. So a preparation that
-// is killed goes on after its last shard and ends in the same bytes, whatever the number of threads.
+// is killed goes on after its last shard and ends in the same bytes, with any number of threads.
 //
 //     index.json   {"format": 1, "complete": true,
 //                   "dataset": …, "files": [{"name", "bytes", "content"}, …], "text_column": …,
 //                   "tokenizer": …, "tokenizer_content": …, "vocab_size": …, "eos": …,
 //                   "num_samples": null, "shard_tokens": …,          what makes it what it is
 //                   "documents": …, "tokens": …,
-//                   "shards": [{"file", "documents", "tokens", "checksum", "next": [file, record]}]}
+//                   "shards": [{"file", "documents", "tokens", "checksum",
+//                               "next": [file, record]}, …]}
 //
-// checksum: XXH3, 128 bits, of the shard's tokens as they lie in the file. The tokenizer's own files
-// lie beside it, so that the folder is a data set by itself. Read next: dataset.h.
+// checksum: XXH3, 128 bits, of the shard's tokens as they lie in the file. The tokenizer's own
+// files lie beside it, so that the folder is a data set by itself. Read next: dataset.h.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -66,8 +67,8 @@ PreparedIndex read_index(const std::filesystem::path& folder);
 
 // prepare() in a folder of the user's cache, named by what decides the tokens: made once, then
 // found. One process of those that ask at the same time makes it, and the others wait. → the folder
-// Where: $PICOTRON_CACHE, else $XDG_CACHE_HOME/picotron, else ~/.cache/picotron. What was done is
-// one sentence in `notes`. Of text above 256 MiB only pieces are looked at to know it again.
+// Where: cache_folder() of core/files.h. What was done is one sentence in `notes`. Of text above
+// 256 MiB only pieces are looked at to know it again.
 std::filesystem::path prepare_in_cache(const PrepareOptions& options,
                                        std::vector<std::string>& notes);
 

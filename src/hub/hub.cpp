@@ -298,7 +298,7 @@ class Repository {
     if (!fs::exists(blob)) bring_blob(url, file, blob, etag, bytes, progress);
     const fs::path link = folder_of(commit) / file;
     fs::create_directories(link.parent_path());
-    const fs::path target = fs::relative(blob, link.parent_path());
+    const fs::path target = blob.lexically_relative(link.parent_path());
     std::error_code taken;
     fs::create_symlink(target, link, taken);
     if (taken && !fs::exists(link)) {  // a link to what is gone
@@ -392,7 +392,8 @@ std::vector<std::string> files_under(const fs::path& folder) {
   std::error_code error;
   for (fs::recursive_directory_iterator at(folder, error), end; !error && at != end;
        at.increment(error))
-    if (at->is_regular_file()) files.push_back(fs::relative(at->path(), folder).generic_string());
+    if (at->is_regular_file())
+      files.push_back(at->path().lexically_relative(folder).generic_string());
   std::ranges::sort(files);
   return files;
 }

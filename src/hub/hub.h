@@ -13,8 +13,8 @@
 //
 // What is there is not asked for again: a second run makes no request, and none where
 // HF_HUB_OFFLINE is 1. A new version is fetched after refs/main is removed. Of the ranks of a
-// machine the one that gets a file's lock downloads it, and the others find it. Files come four at a
-// time, each goes on where a broken connection left it, and is compared with its checksum.
+// machine the one that gets a file's lock downloads it, and the others find it. Files come four at
+// a time, each goes on where a broken connection left it, and is compared with its checksum.
 #pragma once
 #include <filesystem>
 #include <optional>
@@ -44,8 +44,8 @@ enum class ModelFiles { config, tokenizer, all };  // all: its safetensors, conf
 std::filesystem::path fetch_model(const std::string& id, ModelFiles files,
                                   const HubOptions& options, std::vector<std::string>& notes);
 
-// The Parquet files of a split, in order: the repository's own, or those that the hub has made of it
-// (https://huggingface.co/docs/dataset-viewer/parquet). `subset` "": its default one.
+// The Parquet files of a split, in order: the repository's own, or those that the hub has made of
+// it (https://huggingface.co/docs/dataset-viewer/parquet). `subset` "": its default one.
 std::vector<std::filesystem::path> fetch_dataset(const std::string& id, const std::string& subset,
                                                  const std::string& split,
                                                  const HubOptions& options,

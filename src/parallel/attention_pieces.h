@@ -9,7 +9,7 @@
 //
 //     documents   a a b   b b c
 //
-//     chunk 0     .                  queries and keys of one chunk: a causal square per document (.)
+//     chunk 0     .                  queries and keys of one chunk: a causal square per document
 //                 . .                queries of a later chunk than the keys: one rectangle at most,
 //                     .              of the document that runs from the one into the other (#)
 //     chunk 1         #   .

@@ -14,8 +14,8 @@ namespace picotron {
 
 HubOptions hub_options(const Config& config);
 
-// The keys with folders in place of hub ids: init_from with its weights, a name that is not built in
-// with its config.json. What was downloaded is added to `notes`. UserError, RunError: hub.h.
+// The keys with folders in place of hub ids: init_from with its weights, a name that is not built
+// in with its config.json. What was downloaded is added to `notes`. UserError, RunError: hub.h.
 ModelKeys with_folders(const ModelKeys& keys, const HubOptions& hub,
                        std::vector<std::string>& notes);
 
@@ -23,7 +23,7 @@ ModelKeys with_folders(const ModelKeys& keys, const HubOptions& hub,
 LlamaConfig resolve_named_architecture(const Config& config,
                                        std::optional<int64_t> dataset_vocab_size);
 
-// A folder, a checkpoint's or a Hugging Face one, or a hub id, whose files are fetched. → the folder
+// The folder of a checkpoint's or a Hugging Face model, or of a hub id, whose files are fetched.
 std::filesystem::path model_folder_of(const std::string& name);
 // A tokenizer's name as open_tokenizer() wants it: a hub id becomes a folder.
 std::string tokenizer_name_of(const std::string& name);

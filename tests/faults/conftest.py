@@ -55,7 +55,7 @@ class Running:
         self.process = subprocess.Popen(
             [program, *map(str, arguments)],
             cwd=cwd,
-            env=keep | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+            env=keep | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.stderr,

@@ -9,7 +9,7 @@ import time
 import pytest
 
 WRONG = {
-    "no command": ("trian", ["no command 'trian'", "train, generate"]),
+    "no command": ("trian", ["no command 'trian'", "train, prepare-data"]),
     "unknown flag": ("train --learning_rat 1", ["unknown flag --learning_rat", "did you mean --learning_rate?"]),
     "unknown flag with a value": ("train --sede=1", ["unknown flag --sede", "--help"]),
     "unknown dotted key": ("train --training.seq_len 8", ["training.seq_len", "did you mean training.seq_length?"]),
@@ -156,12 +156,12 @@ def test_a_second_run_keeps_the_metrics_of_the_first(start, tmp_path, tiny):
 
 
 def test_a_key_that_changes_nothing_yet_is_a_warning(start, tmp_path, tiny):
-    config = tiny(logging={"use_wandb": True}, dataset={"num_proc": 4})
+    config = tiny(logging={"use_wandb": True}, dataset={"num_workers": 4})
     (tmp_path / "config.json").write_text(json.dumps(config))
     for layout in ([], ["--dp", "2"]):
         ended = start(["train", "--config", "config.json", *layout]).end(60)
         assert ended.code == 0 and ended.complaint == []
-        assert ended.err.count("use_wandb") == 1 and ended.err.count("num_proc") == 1, ended.err
+        assert ended.err.count("use_wandb") == 1 and ended.err.count("num_workers") == 1, ended.err
 
 
 # -------------------------------------------------------------------------------------- ranks that are lost, and Ctrl-C

@@ -224,9 +224,6 @@ READ_BY_FUNCTION = {
 
 # Keys of the reference that say something about another key's value alone, which is refused or warned about itself.
 SAID_BY_ANOTHER = {
-    "dataset.subset_name": "a data set of the hub, which open_datasets refuses",
-    "dataset.split": "a data set of the hub, which open_datasets refuses",
-    "environment.HF_TOKEN": "downloads from the hub, which are refused",
     "logging.project_name": "logging.use_wandb",
     "logging.run_name": "logging.use_wandb",
 }
