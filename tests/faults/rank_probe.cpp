@@ -23,9 +23,8 @@
 #include "train/train.h"
 #include "train/verify.h"
 
+namespace picotron {
 namespace {
-
-using namespace picotron;
 
 void misbehave(const std::string& mode) {
   if (mode == "die") raise(SIGKILL);
@@ -40,7 +39,7 @@ void misbehave(const std::string& mode) {
 // another operation. Meanwhile a rank is ended or stopped, or never comes back from reading.
 class Troubled : public Dataset {
  public:
-  Troubled(std::unique_ptr<Dataset> rows, int64_t first_row, std::string mode, int victim)
+  Troubled(std::shared_ptr<const Dataset> rows, int64_t first_row, std::string mode, int victim)
       : rows_(std::move(rows)), first_row_(first_row), mode_(std::move(mode)), victim_(victim) {}
   const std::string& name() const override { return rows_->name(); }
   int64_t seq_length() const override { return rows_->seq_length(); }
@@ -66,7 +65,7 @@ class Troubled : public Dataset {
   }
 
  private:
-  const std::unique_ptr<Dataset> rows_;
+  const std::shared_ptr<const Dataset> rows_;
   const int64_t first_row_;
   const std::string mode_;
   const int victim_;
@@ -98,7 +97,7 @@ int train_in(const std::string& layout, double timeout, const std::string& mode,
                           .rms_norm_eps = 1e-5};
   const ShrunkRun small = shrink(config, model, DType::float64, OptimizerKind::sgd);
   Run run = rehearse(small);
-  run.datasets.train = std::make_unique<Troubled>(
+  run.datasets.train = std::make_shared<Troubled>(
       std::move(run.datasets.train), 2 * global_batch_size(small.config), mode, victim);
   train(run, rendezvous, *open_device({.use_cpu = true}));
   return 0;
@@ -129,9 +128,7 @@ int rank_main(int ranks, const std::string& mode, int victim, const Rendezvous& 
   return 0;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int probe(int argc, char** argv) {
   const std::vector<std::string> arguments(argv, argv + argc);
   const int ranks = std::stoi(arguments.at(1));
   const std::string mode = arguments.at(4);
@@ -155,4 +152,11 @@ int main(int argc, char** argv) {
     log::error(error.what());
     return 1;
   }
+}
+
+}  // namespace
+}  // namespace picotron
+
+int main(int argc, char** argv) {
+  return picotron::probe(argc, argv);
 }

@@ -241,3 +241,34 @@ def test_bfloat16_follows_the_float32_curve(case, tmp_path):
     found = ours.gradients(1)
     difference = torch.stack([(found[name] - gradient).norm() for name, gradient in gradients.items()]).norm()
     assert difference / norms[0] < 2e-2, "of all gradients, as one vector: a small tensor alone is rounded more"
+
+
+FINE_TUNING = {
+    "replicas": dict(dp_size=2),
+    "tensor and pipeline": dict(tp_size=2, pp_size=2),
+    "context, sequence parallel": dict(cp_size=2, tp_size=2, sequence_parallel=True),
+}
+
+
+def test_fine_tuning_a_folder_of_another_program_is_one_curve(tmp_path):
+    """A model that transformers wrote, in bf16 and in several files, trained on in three layouts."""
+    small_model(dict(num_key_value_heads=2), torch.bfloat16).save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
+    training = {**TRAINING, "grad_clip": 1.0}
+    tokens = runs.write_tokens(tmp_path, SMALL["vocab_size"], 4 * 10 * 32 + 1)
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    losses, norms, *_ = train_theirs(model, tokens, training, 10)
+    assert losses[-1] < losses[0]
+    for number, layout in enumerate(FINE_TUNING.values()):
+        rows = dict(micro_batch_size=2, gradient_accumulation_steps=2 // layout.get("dp_size", 1))
+        ours = runs.train(
+            tmp_path / str(number),
+            {
+                "distributed": {**layout, "ranks": "threads"},
+                "model": {"name": None, "init_from": str(tmp_path / "model"), "dtype": "float32"},
+                "training": {**training, **rows, "total_train_steps": 10},
+                "dataset": {"name": str(tmp_path / "tokens.npy")},
+            },
+        )
+        assert runs.relative(ours.losses, losses) < 1e-5, layout
+        assert runs.relative(ours.norms, norms) < 1e-4, layout

@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kPrefix = 10;  // of version 1.0: the header's length is its last two bytes
 
 void read_rows(const std::filesystem::path& file, int64_t tokens, int64_t seq_length) {
-  const auto dataset = open_token_files("tokens", seq_length, {file, file}, nullptr);
+  const auto dataset = open_token_files("tokens", seq_length, {file, file}, {});
   require(dataset->num_rows() == (2 * tokens - 1) / seq_length, "every row is there");
   std::vector<int32_t> row(static_cast<size_t>(seq_length) + 1);
   for (int64_t i = 0; i < dataset->num_rows(); ++i) {
