@@ -86,6 +86,23 @@ bool decides_tokens(const std::string& key) {
   return key != "complete" && key != "dataset" && key != "tokenizer";
 }
 
+// The shards that an index lists. UserError where one is missing or has another size.
+std::vector<fs::path> sound_shards(const fs::path& folder, const ordered_json& index) {
+  std::vector<fs::path> shards;
+  for (const ordered_json& shard : index.at("shards")) {
+    const fs::path name = shard.at("file").get<std::string>();
+    const int64_t promised = shard.at("tokens");
+    std::error_code ignored;
+    if (name.has_parent_path() || !fs::exists(folder / name, ignored) ||
+        TokenFile(folder / name).size() != promised)
+      throw user_error(
+          "{} has not the {} tokens that index.json promises; remove {} and prepare it anew",
+          (folder / name).string(), promised, folder.string());
+    shards.push_back(folder / name);
+  }
+  return shards;
+}
+
 // --------------------------------------------------------------------------------------- progress
 
 // One line on a terminal, twice a second.
@@ -230,6 +247,7 @@ class Preparation {
                          out_dir_.string(), key);
     }
     index_ = found;
+    sound_shards(out_dir_, index_);
     return index_["complete"] != true;
   }
 
@@ -361,16 +379,9 @@ PreparedIndex read_index(const fs::path& folder) {
     if (index.at("complete") != true)
       throw user_error("{} is not finished; run the prepare-data that made it again",
                        folder.string());
-    PreparedIndex result{.vocab_size = index.at("vocab_size"), .eos = index.at("eos")};
-    for (const ordered_json& shard : index.at("shards")) {
-      const fs::path name = shard.at("file").get<std::string>();
-      const int64_t promised = shard.at("tokens");
-      if (name.has_parent_path() || TokenFile(folder / name).size() != promised)
-        throw user_error("{} has not the {} tokens that {} promises; prepare it anew",
-                         (folder / name).string(), promised, file.string());
-      result.shards.push_back(folder / name);
-    }
-    return result;
+    return {.shards = sound_shards(folder, index),
+            .vocab_size = index.at("vocab_size"),
+            .eos = index.at("eos")};
   } catch (const ordered_json::exception& error) {
     throw user_error("{} is no index of a preparation, or damaged ({}); prepare the data anew",
                      file.string(), plain_sentence(error.what()));
