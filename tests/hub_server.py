@@ -31,6 +31,7 @@ class Hub:
     def __init__(self, root, token="hf_secret", large=1000):
         self.root, self.token, self.large = Path(root), token, large
         self.trouble = Trouble()
+        self.renamed = {}  # old name → new name, as the hub answers after a repository has moved
         self.requests = []  # (method, path, was the token sent?, range)
         self.storage_requests = []
         self.lock = threading.Lock()
@@ -88,6 +89,9 @@ class Hub:
             return self.send(request, status, b"", {"Retry-After": self.trouble.retry_after})
         if storage and Path(path).is_file():
             return self.send_file(request, Path(path), {})
+        for old, new in self.renamed.items():
+            if old in path:
+                return self.send(request, 307, b"moved", {"Location": request.path.replace(old, new)})
         if (self.trouble.gated or self.trouble.private) and token != f"Bearer {self.token}":
             code = "GatedRepo" if self.trouble.gated else "RepoNotFound"
             return self.send(request, 401, b"{}", {"X-Error-Code": code, "X-Error-Message": "no"})

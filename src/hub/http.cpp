@@ -155,9 +155,15 @@ Response fetch(const Request& request) {
       const bool is_redirect = response.status >= 300 && response.status < 400 && !next.empty();
       if (!complaint.empty() || !is_redirect) break;
       const std::string target = absolute(next, url);
-      if (!request.leave && host_of(target) != host_of(request.url)) break;
+      const bool leaves = host_of(target) != host_of(request.url);
+      if (leaves && !request.leave) break;
       url = target;
-      response.headers.erase("location");
+      // What the hub says of a file, it says where it sends on to the storage.
+      if (leaves) {
+        response.headers.erase("location");
+      } else {
+        response.headers.clear();
+      }
     }
     if (complaint.empty() && !is_passing(response.status)) return response;
     if (!is_known) throw run_error("{} cannot be found: {}", host_of(url), complaint);

