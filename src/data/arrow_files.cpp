@@ -46,6 +46,10 @@ class FileStream : public ByteStream {
   explicit FileStream(const fs::path& file) : file_(file), raw_(open_file(file)), stream_(raw_) {
     const std::string extension = file.extension().string();
     if (extension != ".gz" && extension != ".zst") return;
+    // Nothing, compressed, is not nothing: Arrow would take what a cut-off copy left for an end.
+    if (value_of(raw_->GetSize(), file) == 0)
+      throw user_error("{}: is empty, which no compressed file is; fetch or make it anew",
+                       file.string());
     codec_ = value_of(arrow::util::Codec::Create(extension == ".gz" ? arrow::Compression::GZIP
                                                                     : arrow::Compression::ZSTD),
                       file);
@@ -140,7 +144,7 @@ class ParquetFile : public ParquetColumn {
   // As many rows as the page has, at most the buffers' size. False at the end of the file.
   bool read_batch() {
     while (pages_ == nullptr || !pages_->HasNext()) {
-      if (group_ != nullptr) read_bytes_ += group_->metadata()->total_compressed_size();
+      if (group_ != nullptr) end_group();
       if (next_group_ == reader_->metadata()->num_row_groups()) return group_ = nullptr, false;
       group_ = reader_->RowGroup(next_group_++);
       pages_ = std::static_pointer_cast<parquet::ByteArrayReader>(group_->Column(column_));
@@ -148,8 +152,19 @@ class ParquetFile : public ParquetColumn {
     int64_t values = 0;
     rows_ = static_cast<size_t>(pages_->ReadBatch(
         static_cast<int64_t>(values_.size()), levels_.data(), nullptr, values_.data(), &values));
+    rows_of_group_ += static_cast<int64_t>(rows_);
     row_ = value_ = 0;
     return true;
+  }
+
+  // A page whose header lies about its rows ends a group early, and Arrow does not say so.
+  void end_group() {
+    read_bytes_ += group_->metadata()->total_compressed_size();
+    const int64_t promised = group_->metadata()->num_rows();
+    if (rows_of_group_ != promised)
+      throw user_error("{}: is damaged or no Parquet file: row group {} has {} of its {} rows",
+                       file_.string(), next_group_ - 1, rows_of_group_, promised);
+    rows_of_group_ = 0;
   }
 
   fs::path file_;
@@ -161,8 +176,8 @@ class ParquetFile : public ParquetColumn {
   std::shared_ptr<parquet::ByteArrayReader> pages_;
   std::array<int16_t, 256> levels_{};
   std::array<parquet::ByteArray, 256> values_{};
-  size_t rows_ = 0, row_ = 0, value_ = 0;  // of the batch; the next one's place
-  int64_t read_bytes_ = 0;
+  size_t rows_ = 0, row_ = 0, value_ = 0;       // of the batch; the next one's place
+  int64_t rows_of_group_ = 0, read_bytes_ = 0;  // so far
 };
 
 }  // namespace

@@ -84,7 +84,7 @@ class Opener {
 
   Opened open(const std::string& name, bool hold_out) {
     if (is_built_in(name)) {
-      opened_.tokenizer = name;
+      remember(name);
       return {open_built_in(name, StoryStream::train),
               hold_out ? open_built_in(name, StoryStream::validation) : nullptr};
     }
@@ -145,7 +145,7 @@ class Opener {
   std::shared_ptr<const Dataset> open_tokens(const std::string& name,
                                              const std::vector<fs::path>& files,
                                              const std::string& tokenizer) {
-    opened_.tokenizer = tokenizer;
+    remember(tokenizer);
     TokenMeaning meaning;
     if (!tokenizer.empty()) meaning.tokenizer = open_tokenizer(tokenizer);
     return open_token_files(name, options_.seq_length, files, std::move(meaning));
@@ -154,15 +154,16 @@ class Opener {
   std::shared_ptr<const Dataset> open_prepared(const std::string& name, const fs::path& folder) {
     const PreparedIndex index = read_index(folder);
     TokenMeaning meaning{.vocab_size = index.vocab_size, .end_of_document = index.eos};
-    opened_.tokenizer = options_.tokenizer;
-    if (opened_.tokenizer.empty() && !files_of_tokenizer(folder.string()).empty())
-      opened_.tokenizer = folder.string();
-    if (!opened_.tokenizer.empty()) meaning.tokenizer = open_tokenizer(opened_.tokenizer);
+    std::string tokenizer = options_.tokenizer;
+    if (tokenizer.empty() && !files_of_tokenizer(folder.string()).empty())
+      tokenizer = folder.string();
+    remember(tokenizer);
+    if (!tokenizer.empty()) meaning.tokenizer = open_tokenizer(tokenizer);
     if (meaning.tokenizer && meaning.tokenizer->vocab_size() != index.vocab_size)
       throw user_error(
           "{} was prepared with a vocabulary of {}, but tokenizer {} has {}; remove "
           "dataset.tokenizer",
-          name, index.vocab_size, opened_.tokenizer, meaning.tokenizer->vocab_size());
+          name, index.vocab_size, tokenizer, meaning.tokenizer->vocab_size());
     return open_token_files(name, options_.seq_length, index.shards, std::move(meaning));
   }
 
@@ -191,7 +192,7 @@ class Opener {
                                               .stop = options_.stop},
                                              opened_.notes);
     auto rows = open_prepared(name, folder);
-    if (opened_.tokenizer.empty()) opened_.tokenizer = tokenizer;
+    remember(tokenizer);
     return rows;
   }
 
@@ -201,6 +202,11 @@ class Opener {
           .string();
     if (!options_.tokenizer.empty() || !options_.model_tokenizer) return options_.tokenizer;
     return options_.model_tokenizer();
+  }
+
+  // Of a mixture the first that is known stays, as in mixture.h.
+  void remember(const std::string& tokenizer) {
+    if (opened_.tokenizer.empty()) opened_.tokenizer = tokenizer;
   }
 
   const DatasetOptions& options_;
@@ -240,6 +246,7 @@ OpenedDatasets open_datasets(const DatasetOptions& options) {
     return sources.size() == 1 ? sources.front() : mix(options.name, ingredients, sources);
   };
   opened.train = together(train);
+  if (train.size() > 1) opened.notes.push_back(describe_epoch(*opened.train, ingredients, train));
   if (hold_out) opened.validation = together(validation);
   if (options.validation.empty()) return opened;
   const std::string tokenizer = opened.tokenizer;

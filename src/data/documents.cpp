@@ -207,6 +207,8 @@ std::string DocumentReader::text_of(const Record& record) const {
     line = json::parse(pair_surrogates(replace_invalid_utf8(record.bytes)));
   } catch (const json::parse_error& error) {
     throw reject(fmt::format("is no JSON, from byte {} on", error.byte));
+  } catch (const json::out_of_range&) {
+    throw reject("holds a number beyond 1.8e308, the largest there is in 64 bits");
   }
   if (!line.is_object()) throw reject("is no JSON object, {\"" + text_column_ + "\": \"…\"}");
   const auto found = line.find(text_column_);

@@ -47,9 +47,15 @@ class Mixture : public Dataset {
     const auto [source, its_row] = find(row);
     return source->locate(its_row, column);
   }
-  std::optional<int64_t> vocab_size() const override { return sources_.front()->vocab_size(); }
+  std::optional<int64_t> vocab_size() const override {
+    for (const auto& source : sources_)
+      if (const auto size = source->vocab_size()) return size;
+    return std::nullopt;
+  }
   std::shared_ptr<const Tokenizer> tokenizer() const override {
-    return sources_.front()->tokenizer();
+    for (const auto& source : sources_)
+      if (auto tokenizer = source->tokenizer()) return tokenizer;
+    return nullptr;
   }
   std::optional<int32_t> end_of_document() const override {
     const auto end = sources_.front()->end_of_document();
@@ -100,14 +106,31 @@ std::unique_ptr<Dataset> mix(const std::string& name, const std::vector<Ingredie
                              std::vector<std::shared_ptr<const Dataset>> sources) {
   check(!sources.empty() && sources.size() == ingredients.size(), "each data set has a weight");
   std::vector<double> weights;
+  const Dataset* known = nullptr;  // the first whose vocabulary is
   for (size_t i = 0; i < sources.size(); ++i) {
     weights.push_back(ingredients[i].weight);
-    const auto ours = sources.front()->vocab_size(), its = sources[i]->vocab_size();
-    if (ours && its && *ours != *its)
+    if (!sources[i]->vocab_size()) continue;
+    if (known == nullptr) known = sources[i].get();
+    if (known->vocab_size() != sources[i]->vocab_size())
       throw user_error("{} has {} tokens in its vocabulary, but {} of the same mixture has {}",
-                       sources[i]->name(), *its, sources.front()->name(), *ours);
+                       sources[i]->name(), *sources[i]->vocab_size(), known->name(),
+                       *known->vocab_size());
   }
   return std::make_unique<Mixture>(name, weights, std::move(sources));
+}
+
+std::string describe_epoch(const Dataset& mixture, const std::vector<Ingredient>& ingredients,
+                           const std::vector<std::shared_ptr<const Dataset>>& sources) {
+  double all = 0;
+  for (const Ingredient& ingredient : ingredients) all += ingredient.weight;
+  std::string text = fmt::format("an epoch of the mixture is {} rows", mixture.num_rows());
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const double read = static_cast<double>(mixture.num_rows()) * ingredients[i].weight / all;
+    text +=
+        fmt::format("{} the {} rows of {} {:.2f} times", i == 0 ? ":" : ",", sources[i]->num_rows(),
+                    ingredients[i].name, read / static_cast<double>(sources[i]->num_rows()));
+  }
+  return text;
 }
 
 }  // namespace picotron

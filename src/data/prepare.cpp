@@ -57,7 +57,11 @@ std::string content_of(const fs::path& file, int64_t pieces = INT64_MAX) {
 ordered_json recipe_of(const PrepareOptions& options) {
   const auto tokenizer = open_tokenizer(options.tokenizer);
   ordered_json files = ordered_json::array();
-  const int64_t pieces = std::max<int64_t>(2, kPieces / std::ssize(options.files));
+  int64_t bytes = 0;
+  for (const fs::path& file : options.files) bytes += static_cast<int64_t>(fs::file_size(file));
+  const int64_t pieces = bytes <= kPieces * kPiece
+                             ? INT64_MAX
+                             : std::max<int64_t>(2, kPieces / std::ssize(options.files));
   for (const fs::path& file : options.files) {
     files.push_back({{"name", file.filename().string()},
                      {"bytes", fs::file_size(file)},
@@ -203,7 +207,6 @@ class Preparation {
   Prepared run(const fs::path& out_dir) {
     const auto begin = Clock::now();
     out_dir_ = out_dir;
-    fs::create_directories(out_dir_);
     Prepared result{.was_there = !take_up()};
     for (const ordered_json& file : index_["files"]) result.bytes += file["bytes"].get<int64_t>();
     if (!result.was_there) {
@@ -230,7 +233,8 @@ class Preparation {
           throw user_error("{} holds {}, which is not of a preparation; choose another out_dir",
                            out_dir_.string(), entry.path().filename().string());
       for (const auto& [name, file] : files_of_tokenizer(options_.tokenizer))
-        fs::copy_file(file, out_dir_ / name, fs::copy_options::overwrite_existing);
+        if (!fs::equivalent(file, out_dir_ / name, ignored))
+          write_text_file(out_dir_ / name, read_text_file(file));
       save_index();
       return true;
     }
@@ -337,27 +341,40 @@ class Preparation {
   ordered_json index_;
 };
 
-// ------------------------------------------------------------------------------------------ cache
+// ---------------------------------------------------------------------------- one writer a folder
 
-// Held by one process of a machine. Waits for it, asking `stop` meanwhile.
+// The folder of a preparation, or the cache; `remedy` says where else it could be.
+void make_folder(const fs::path& folder, std::string_view remedy) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error)
+    throw user_error("cannot make the folder {}: {}; {}", folder.string(), error.message(), remedy);
+}
+
+// Held by one process at a time; the system lets go of it for one that is killed.
 class FileLock {
  public:
-  FileLock(const fs::path& file, const std::function<bool()>& stop)
-      : fd_(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
+  FileLock(fs::path file, std::string_view remedy)
+      : file_(std::move(file)), fd_(::open(file_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
     if (fd_.get() < 0)
-      throw user_error("cannot write {}: {}; set PICOTRON_CACHE to a folder that is yours",
-                       file.string(), std::strerror(errno));
-    while (::flock(fd_.get(), LOCK_EX | LOCK_NB) != 0) {
-      if (errno != EWOULDBLOCK && errno != EINTR)
-        throw run_error("cannot lock {}: {}", file.string(), std::strerror(errno));
-      if (stop && stop()) throw run_error("stopped while another process prepared the data");
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    }
+      throw user_error("cannot write {}: {}; {}", file_.string(), std::strerror(errno), remedy);
   }
+  // False where another process holds it.
+  [[nodiscard]] bool take() const {
+    if (::flock(fd_.get(), LOCK_EX | LOCK_NB) == 0) return true;
+    if (errno != EWOULDBLOCK && errno != EINTR)
+      throw run_error("cannot lock {}: {}", file_.string(), std::strerror(errno));
+    return false;
+  }
+  const fs::path& file() const { return file_; }
 
  private:
+  fs::path file_;
   Descriptor fd_;  // closing it lets go
 };
+
+constexpr std::string_view kOutDir = "choose another out_dir";
+constexpr std::string_view kCache = "set PICOTRON_CACHE to a folder that is yours";
 
 }  // namespace
 
@@ -366,7 +383,16 @@ Prepared prepare(const PrepareOptions& options) {
   if (options.num_samples && *options.num_samples < 1)
     throw user_error("num_samples {} must be at least 1, or left out for all",
                      *options.num_samples);
-  return Preparation(options).run(options.out_dir);
+  Preparation preparation(options);
+  make_folder(options.out_dir, kOutDir);
+  const FileLock lock(options.out_dir / ".lock", kOutDir);
+  if (!lock.take())
+    throw run_error("another process prepares data in {}; wait for its end, or {}",
+                    options.out_dir.string(), kOutDir);
+  const Prepared done = preparation.run(options.out_dir);
+  std::error_code ignored;
+  fs::remove(lock.file(), ignored);  // who took it up meanwhile finds that all is done
+  return done;
 }
 
 PreparedIndex read_index(const fs::path& folder) {
@@ -389,16 +415,16 @@ PreparedIndex read_index(const fs::path& folder) {
 }
 
 fs::path prepare_in_cache(const PrepareOptions& options, std::vector<std::string>& notes) {
-  const fs::path cache = cache_folder() / "tokens";
-  std::error_code error;
-  fs::create_directories(cache, error);
-  if (error)
-    throw user_error("cannot make {}: {}; set PICOTRON_CACHE to a folder that is yours",
-                     cache.string(), error.message());
   Preparation preparation(options);
   const std::string identity = preparation.identity();
-  const FileLock lock(cache / (identity + ".lock"), options.stop);
-  const fs::path folder = cache / identity;
+  const fs::path cache = cache_folder() / "tokens", folder = cache / identity;
+  make_folder(folder, kCache);
+  const FileLock lock(cache / (identity + ".lock"), kCache);
+  while (!lock.take()) {
+    if (options.stop && options.stop())
+      throw run_error("stopped while another process prepared the data");
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
   const Prepared done = preparation.run(folder);
   notes.push_back(fmt::format(
       "{}: {} documents, {} tokens, {} {}", options.dataset, done.documents, done.tokens,

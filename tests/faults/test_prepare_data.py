@@ -1,10 +1,12 @@
 """`picotron prepare-data`, and what `train` does by itself with text: the tokens of the `tokenizers` library, each document
 followed by what ends one, the same bytes however often it was killed."""
 
+import fcntl
 import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -168,6 +170,45 @@ def test_what_it_refuses(start, fails, tokenizer, tmp_path):
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
     fails(["prepare-data", "--dataset", "c.jsonl", "--tokenizer", tokenizer, "--out_dir", "c"], 2, ['c.jsonl, line 2: "text" is no string'])
     assert not list((tmp_path / "c").glob("*.npy*"))
+    (tmp_path / "file").touch()
+    for out in ["file", "file/out"]:
+        fails(["prepare-data", "--dataset", "a.jsonl", "--tokenizer", tokenizer, "--out_dir", out], 2,
+              [f"cannot make the folder {out}: Not a directory; choose another out_dir"])  # fmt: skip
+
+
+def test_one_process_at_a_time(start, complains, tokenizer, tmp_path):
+    write_lines(tmp_path / "a.jsonl", [text_of(random.Random(i), 300) for i in range(3000)])
+    (tmp_path / "out").mkdir()
+    more = ["prepare-data", "--dataset", "a.jsonl", "--tokenizer", tokenizer, "--out_dir", "out"]
+    with open(tmp_path / "out" / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        complains(start(more).end(20), 1, ["another process prepares data in out; wait for its end"])
+        assert [file.name for file in (tmp_path / "out").iterdir()] == [".lock"]
+    prepare(start, tokenizer, *more[1:3], "--out_dir", "out")
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_into_the_folder_of_the_tokenizer(start, tokenizer, tmp_path):
+    write_lines(tmp_path / "a.jsonl", ["one", "two"])
+    shutil.copytree(tokenizer, tmp_path / "both")
+    prepare(start, tmp_path / "both", "--dataset", "a.jsonl", "--out_dir", "both")
+    assert np.array_equal(tokens_in(tmp_path / "both"), expected_tokens(tokenizer, ["one", "two"]))
+    assert (tmp_path / "both" / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+
+
+def test_of_little_text_every_byte_is_looked_at(start, fails, tokenizer, tmp_path):
+    """One file of some megabytes among many: below 256 MiB together nothing is left out."""
+    (tmp_path / "d").mkdir()
+    for i in range(200):
+        write_lines(tmp_path / "d" / f"{i:03}.jsonl", ["one"])
+    write_lines(tmp_path / "d" / "big.jsonl", ["one two " * 1000] * 1000)
+    more = ["prepare-data", "--dataset", "d", "--tokenizer", tokenizer, "--out_dir", "out"]
+    assert start(more).end(30).code == 0
+    changed = bytearray((tmp_path / "d" / "big.jsonl").read_bytes())
+    at = changed.index(b"two", len(changed) // 2)
+    changed[at : at + 3] = b"too"
+    (tmp_path / "d" / "big.jsonl").write_bytes(changed)
+    fails(more, 2, ["out was made with another files"])
 
 
 # ----------------------------------------------------------------------------------------------------- train, by itself
@@ -223,12 +264,16 @@ def test_a_mixture_keeps_its_shares(start, tiny, tokenizer, tmp_path):
     prepare(start, tokenizer, "--dataset", "a.jsonl", "--out_dir", "a")
     np.save(tmp_path / "b.npy", np.full(40000, 7, dtype=np.uint16))
     mixture = {"name": "0.75 a 0.25 b.npy"}
-    train(start, tiny, tmp_path, mixture, "one")
+    first = train(start, tiny, tmp_path, mixture, "one")
+    assert "an epoch of the mixture is" in first.out
     train(start, tiny, tmp_path, mixture, "two", distributed={"use_cpu": True, "dp_size": 2, "tp_size": 1})
     assert losses(tmp_path / "one") != losses(tmp_path / "two")  # twice the batch
     both = {"use_cpu": True, "cp_size": 2, "ranks": "threads"}
     train(start, tiny, tmp_path, mixture, "three", distributed=both)
     assert losses(tmp_path / "three") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    # Tokens that know no vocabulary may come first: it and the tokenizer are those of the other.
+    train(start, tiny, tmp_path, {"name": "0.25 b.npy 0.75 a"}, "four")
+    assert (tmp_path / "four" / "4" / "model" / "tokenizer.json").exists()
 
 
 def test_masking_without_an_end_is_refused(fails, tiny, tmp_path):

@@ -151,6 +151,22 @@ def test_any_flipped_bit_is_a_sentence_or_another_text(tmp_path):
             assert str(file) in ended.stderr.decode() and ended.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("rows", [49, 51])
+def test_a_page_that_lies_about_its_rows_loses_none_silently(tmp_path, rows):
+    file = tmp_path / "b.parquet"
+    pq.write_table(pa.table({"text": texts(50)}), file, use_dictionary=False, compression="none")
+    whole = bytearray(file.read_bytes())
+    header = pq.ParquetFile(file).metadata.row_group(0).column(0).data_page_offset
+    # Thrift: a DataPageHeader (0x2c), whose first field is an int32 (0x15): num_values, doubled.
+    at = whole.index(bytes([0x2C, 0x15, 2 * 50]), header)
+    whole[at + 2] = 2 * rows
+    file.write_bytes(whole)
+    said = refusal(file)
+    assert said.startswith(f"{file}: is damaged or no Parquet file: ") and "\n" not in said, said
+    if rows < 50:
+        assert said.endswith("row group 0 has 49 of its 50 rows")
+
+
 def test_a_place_in_a_file_is_found_again(tmp_path):
     values = texts(1000)
     pq.write_table(table_of(values, "string"), tmp_path / "a.parquet", row_group_size=300)
@@ -197,6 +213,7 @@ def test_lines_that_are_odd(tmp_path):
     (b"[1]", 'line 3: is no JSON object, {"text": "…"}'),
     (b'{"story": "a", "n": 1}', 'line 3: has no "text"; its texts are story (dataset.text_column)'),
     (b'{"text": 1}', 'line 3: "text" is no string'),
+    (b'{"text": "a", "n": 1e400}', "line 3: holds a number beyond 1.8e308, the largest there is in 64 bits"),
 ])  # fmt: skip
 def test_a_line_that_is_wrong_is_named(tmp_path, line, says):
     file = tmp_path / "a.jsonl"
@@ -205,7 +222,7 @@ def test_a_line_that_is_wrong_is_named(tmp_path, line, says):
 
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])
-@pytest.mark.parametrize("damage", ["cut off", "a bit"])
+@pytest.mark.parametrize("damage", ["cut off", "cut off in its second part", "empty", "a bit"])
 def test_a_damaged_compressed_file_is_named(tmp_path, kind, damage):
     file = tmp_path / f"a.jsonl.{kind}"
     plain = lines(tmp_path / "a.jsonl", [os.urandom(300).hex() for _ in range(3000)]).read_bytes()
@@ -213,6 +230,12 @@ def test_a_damaged_compressed_file_is_named(tmp_path, kind, damage):
     packed = bytearray(packed)
     if damage == "cut off":
         packed = packed[: len(packed) // 2]
+    elif damage == "cut off in its second part":
+        file.write_bytes(packed + packed)  # parts follow each other, as `cat` puts them
+        assert len(documents(file)) == 6000
+        packed = packed + packed[:9]
+    elif damage == "empty":
+        packed = b""
     else:
         packed[2] ^= 0xFF  # of the header, which each of the two kinds has
     file.write_bytes(packed)

@@ -306,6 +306,20 @@ TEST_F(DataFiles, LastRowsAreHeldOut) {
   EXPECT_NE(few.notes[0].find("num_samples 4 leaves 16 of the 20 rows"), std::string::npos);
 }
 
+TEST_F(DataFiles, AMixtureIsTheSameInEitherOrder) {
+  const std::string tokens = write("a.npy", npy(counting(101)));
+  for (const std::string& name :
+       {"3 builtin:stories 1 " + tokens, "1 " + tokens + " 3 builtin:stories"}) {
+    const auto opened = open_datasets({.name = name, .seq_length = 10, .num_samples = 9});
+    EXPECT_EQ(opened.train->vocab_size(), open_tokenizer("builtin:stories")->vocab_size());
+    EXPECT_NE(opened.train->tokenizer(), nullptr);
+    EXPECT_EQ(opened.tokenizer, "builtin:stories");
+    EXPECT_EQ(opened.train->num_rows(), 36);
+    ASSERT_EQ(opened.notes.size(), 2u);
+    EXPECT_NE(opened.notes[1].find("an epoch of the mixture is 36 rows"), std::string::npos);
+  }
+}
+
 TEST_F(DataFiles, ValidationMayBeAnotherDataSet) {
   const std::string a = write("a.npy", npy(counting(21))), b = write("b.npy", npy(counting(31)));
   const auto opened =

@@ -14,7 +14,8 @@ namespace {
 // Row r is r, `mark`.
 class Marked : public Dataset {
  public:
-  Marked(int32_t mark, int64_t rows, std::optional<int32_t> end = {}, int64_t vocab = 99)
+  Marked(int32_t mark, int64_t rows, std::optional<int32_t> end = {},
+         std::optional<int64_t> vocab = 99)
       : mark_(mark), rows_(rows), end_(end), vocab_(vocab) {}
   const std::string& name() const override { return name_; }
   int64_t seq_length() const override { return 1; }
@@ -34,7 +35,7 @@ class Marked : public Dataset {
   int32_t mark_;
   int64_t rows_;
   std::optional<int32_t> end_;
-  int64_t vocab_;
+  std::optional<int64_t> vocab_;
 };
 
 std::unique_ptr<Dataset> mixed(const std::vector<double>& weights,
@@ -99,6 +100,31 @@ TEST(Mixture, KnowsWhatAllAgreeOn) {
   EXPECT_THROW(
       mix("m", two, {std::make_shared<Marked>(0, 9), std::make_shared<Marked>(1, 9, 7, 50)}),
       UserError);
+}
+
+TEST(Mixture, HasTheVocabularyOfTheFirstThatHasOne) {
+  const auto vocabulary = [](const std::vector<std::optional<int64_t>>& of_each) {
+    std::vector<Ingredient> ingredients;
+    std::vector<std::shared_ptr<const Dataset>> sources;
+    for (const auto& vocab : of_each) {
+      ingredients.push_back({1, "x"});
+      sources.push_back(std::make_shared<Marked>(0, 9, std::nullopt, vocab));
+    }
+    return mix("m", ingredients, sources)->vocab_size();
+  };
+  EXPECT_EQ(vocabulary({std::nullopt, 50, 50}), 50);
+  EXPECT_EQ(vocabulary({50, std::nullopt}), 50);
+  EXPECT_EQ(vocabulary({std::nullopt, std::nullopt}), std::nullopt);
+  EXPECT_THROW(vocabulary({std::nullopt, 50, 60}), UserError);
+}
+
+TEST(Mixture, SaysHowOftenItReadsEach) {
+  const std::vector<Ingredient> two = {{0.25, "code/"}, {0.75, "b.npy"}};
+  const std::vector<std::shared_ptr<const Dataset>> sources = {std::make_shared<Marked>(0, 100),
+                                                               std::make_shared<Marked>(1, 30)};
+  EXPECT_EQ(describe_epoch(*mix("m", two, sources), two, sources),
+            "an epoch of the mixture is 400 rows: the 100 rows of code/ 1.00 times, the 30 rows of "
+            "b.npy 10.00 times");
 }
 
 TEST(Mixture, IsNamedByWeightsAndNames) {
