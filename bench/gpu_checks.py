@@ -18,11 +18,12 @@ def metrics(folder, run):
         return [json.loads(line) for line in file]
 
 
-def curves(folder, run, judge, limit):
-    """Largest relative difference of two runs' losses, over all steps."""
+def curves(folder, run, judge, limit, after=0):
+    """Largest relative difference of two runs' losses, over all steps after a checkpoint's."""
     mine, other = metrics(folder, run), metrics(folder, judge)
     if mine is None or other is None:
         return {"result": "not run"}
+    other = other[after:]
     if len(mine) != len(other):
         return {"result": "fails", "steps": [len(mine), len(other)]}
     worst = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(mine, other))
@@ -30,12 +31,25 @@ def curves(folder, run, judge, limit):
             "steps": len(mine)}
 
 
-def same_bits(folder, dtype):
-    mine, other = metrics(folder, f"gpu-{dtype}"), metrics(folder, f"again-{dtype}")
+def same_bits(folder, run, judge, after=0):
+    mine, other = metrics(folder, run), metrics(folder, judge)
     if mine is None or other is None:
         return {"result": "not run"}
-    pick = [[(m["loss"], m["grad_norm"]) for m in run] for run in (mine, other)]
+    pick = [[(m["step"], m["loss"], m["grad_norm"]) for m in run] for run in (mine, other[after:])]
     return {"result": "holds" if pick[0] == pick[1] else "fails", "steps": len(mine)}
+
+
+def pytorch(folder):
+    """The same steps of bench/pytorch_step.py, with what it reserved; None where it was not run."""
+    path = os.path.join(folder, "pytorch.jsonl")
+    answers = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            answers = [json.loads(line) for line in file]
+    if not answers or "seconds" not in answers[-1]:
+        return None
+    return {"tokens_per_second": 4 * 2048 / statistics.median(answers[-1]["seconds"]),
+            "memory_bytes": answers[-1]["memory_bytes"]}
 
 
 def speed(folder):
@@ -45,7 +59,7 @@ def speed(folder):
     steady = steps[5:]
     mfu = [m["mfu"] for m in steady if m["mfu"] is not None]
     possible = not mfu or 0 < max(mfu) < 1
-    return {"result": "holds" if possible else "fails",
+    return {"result": "holds" if possible else "fails", "pytorch": pytorch(folder),
             "tokens_per_second": statistics.median(m["tokens_per_second"] for m in steady),
             "mfu": statistics.median(mfu) if mfu else None,
             "memory_bytes": max(m["memory_bytes"] for m in steady),
@@ -72,8 +86,13 @@ def main():
         "unit": unit(folder),
         "float32": curves(folder, "gpu-float32", "cpu-float32", 1e-4),
         "bfloat16": curves(folder, "gpu-bfloat16", "cpu-bfloat16", 2e-2),
-        "bits_float32": same_bits(folder, "float32"),
-        "bits_bfloat16": same_bits(folder, "bfloat16"),
+        **{f"bits_{dtype}": same_bits(folder, f"again-{dtype}", f"gpu-{dtype}")
+           for dtype in ("float32", "bfloat16")},
+        "masked": curves(folder, "gpu-masked", "cpu-masked", 1e-4),
+        "masked_cp": curves(folder, "masked-cp", "cpu-masked", 1e-4),
+        **{f"resumed_{run.replace('-', '_')}": same_bits(folder, f"resumed-{run}", f"gpu-{dtype}", after=10)
+           for run, dtype in (("float32", "float32"), ("bfloat16", "bfloat16"), ("async-float32", "float32"))},
+        "resumed_on_cpu": curves(folder, "resumed-cpu-float32", "gpu-float32", 1e-4, after=10),
         **{f"shared_{axis}": curves(folder, f"shared-{axis}", "gpu-float32", 1e-4)
            for axis in ("dp", "tp", "pp", "cp")},
         "speed": speed(folder),

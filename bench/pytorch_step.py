@@ -1,6 +1,7 @@
-"""The same training step in plain PyTorch: what `picotron bench --pytorch PYTHON` takes turns with.
+"""The same training step in plain PyTorch: what `picotron bench --pytorch PYTHON` takes turns with, and what
+bench/gpu_checks.sh runs beside ours.
 
-A LlamaForCausalLM of transformers as people run it on a CPU: bf16 weights and computation, PyTorch's own attention
+A LlamaForCausalLM of transformers as people run it: bf16 weights and computation, PyTorch's own attention
 (sdpa), autograd, fused AdamW on the bf16 weights (so without the fp32 master weights and fp32 gradient sums that
 picotron keeps). It answers what picotron's own process answers (src/train/step_bench.h), one JSON line a request:
 
@@ -24,6 +25,7 @@ def main():
     parser.add_argument("--columns", type=int, required=True, help="tokens of each")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--dtype", required=True, choices=["bfloat16", "float32"])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; memory is then what is reserved on the GPU")
     arguments = parser.parse_args()
     try:
         import torch
@@ -37,11 +39,12 @@ def main():
     keys = json.loads(arguments.config)
     keys["use_cache"] = False
     config = transformers.LlamaConfig(**{k: v for k, v in keys.items() if k not in ("model_type", "architectures")})
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation="sdpa", dtype=getattr(torch, arguments.dtype))
+    with torch.device(arguments.device):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa", dtype=getattr(torch, arguments.dtype))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-    ids = torch.randint(config.vocab_size, (arguments.rows, arguments.columns))
+    ids = torch.randint(config.vocab_size, (arguments.rows, arguments.columns), device=arguments.device)
 
     def step():
         begin = time.perf_counter()
@@ -56,7 +59,9 @@ def main():
     for line in sys.stdin:
         _, count = line.split()
         seconds = [step() for _ in range(int(count))]
-        say({"seconds": seconds, "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if arguments.device == "cpu"
+                  else torch.cuda.max_memory_reserved())
+        say({"seconds": seconds, "memory_bytes": memory})
 
 
 if __name__ == "__main__":

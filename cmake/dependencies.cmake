@@ -100,6 +100,10 @@ if(PICOTRON_CUDA)
   target_link_libraries(picotron_torch_cuda INTERFACE picotron_torch torch_cuda c10_cuda)
   target_include_directories(picotron_torch_cuda SYSTEM INTERFACE ${nvidia_includes})
   target_compile_definitions(picotron_torch_cuda INTERFACE USE_C10D_NCCL)
+  # The runtime that LibTorch brings, not the compiler's: a program has one.
+  find_library(PICOTRON_CUDART NAMES libcudart.so.13 cudart NO_DEFAULT_PATH HINTS ${torch_cuda_runtime}
+               ${PICOTRON_TORCH_DIR}/lib /usr/local/cuda/lib64 REQUIRED)
+  target_link_libraries(picotron_torch_cuda INTERFACE ${PICOTRON_CUDART})
 endif()
 
 # oneDNN. Its folder usually is /usr/include, which the compiler searches by itself and before -idirafter.

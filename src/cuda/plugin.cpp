@@ -2,19 +2,23 @@
 // when a GPU is used. Two things happen when it is loaded: its libraries register ATen's CUDA
 // operators, and the program finds the two functions at the end of this file.
 //
-// It holds no kernel of ours. Matrix products and attention reach cuBLAS and FlashAttention through
-// ATen's dispatcher from kernels/matmul.cpp and kernels/attention_cuda.cpp, and the element-wise
-// kernels run their plain ATen definitions (kernels/body.h).
+// Matrix products and attention reach cuBLAS and FlashAttention through ATen's dispatcher from
+// kernels/matmul.cpp and kernels/attention_cuda.cpp; the fused kernels are in kernels.cu beside
+// this file, and kernels/fused_dispatch.cpp finds them through the same dispatcher.
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 #include <cstdlib>
 #include <string>
 
 #include "core/error.h"
+#include "cuda/kernels.h"
 #include "dist/plugin.h"
 
 namespace picotron {
@@ -99,7 +103,22 @@ void prefer_exact_results() {
 }
 
 }  // namespace
+
+CUstream_st* cuda::current_stream() {
+  return c10::cuda::getCurrentCUDAStream();
+}
+
+void cuda::check_launch() {
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 }  // namespace picotron
+
+TORCH_LIBRARY(picotron, library) {
+  library.def("gpu_kernels() -> int", [] {
+    return static_cast<int64_t>(reinterpret_cast<intptr_t>(&picotron::cuda::kernels));
+  });
+}
 
 extern "C" {
 

@@ -6,7 +6,8 @@
 //
 // Loading the plug-in registers ATen's CUDA operators; from then on at::mm of two CUDA tensors
 // works in code that was compiled without a word of CUDA. The plug-in answers two C calls: which
-// interface it was built for, and "open the GPU of this local rank" (dist/plugin.h).
+// interface it was built for, and "open the GPU of this local rank" (dist/plugin.h). Open the
+// device before anything is computed: ATen looks only once whether CUDA's libraries are there.
 // Read next: src/cuda/plugin.cpp, kernels/attention.cpp (one kernel, two devices).
 #pragma once
 #include <c10/core/Device.h>

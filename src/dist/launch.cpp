@@ -252,6 +252,13 @@ int run_threads(const LaunchOptions& options, const RankMain& rank_main) {
   return code;
 }
 
+void install_handlers(const LaunchEnvironment& environment, bool ends_at_once) {
+  const bool ours = environment.started == Started::by_us;
+  install_stop_handlers({.heeds_interrupt = !ours,
+                         .speaks = !ours && environment.rank == 0,
+                         .ends_at_once = ends_at_once});
+}
+
 int run_started_rank(const LaunchEnvironment& environment, const LaunchOptions& options,
                      const RankMain& rank_main) {
   const bool ours = environment.started == Started::by_us;
@@ -284,13 +291,6 @@ int run_alone(const LaunchOptions& options, const RankMain& rank_main) {
   return rank_main(alone, 0, 1);
 }
 
-void install_handlers(const LaunchEnvironment& environment, bool ends_at_once) {
-  const bool ours = environment.started == Started::by_us;
-  install_stop_handlers({.heeds_interrupt = !ours,
-                         .speaks = !ours && environment.rank == 0,
-                         .ends_at_once = ends_at_once});
-}
-
 }  // namespace
 
 bool speaks_for_machine(const Getenv& get) {
@@ -312,7 +312,10 @@ void heed_signals(const Getenv& get) {
 int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv& get) {
   FLAGS_caffe2_log_level = 3;  // c10d's warnings about sockets: what matters we say ourselves
   const LaunchEnvironment environment = read_environment(get);
-  install_handlers(environment, /*ends_at_once=*/false);
+  // A rank that others started may wait for one that never comes; make_mesh ends this.
+  const bool waits =
+      environment.started != Started::single && environment.started != Started::by_us;
+  install_handlers(environment, /*ends_at_once=*/waits);
   if (environment.started == Started::single) {
     if (options.world_size == 1) return run_alone(options, rank_main);
     check_ranks_here(options);

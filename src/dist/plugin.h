@@ -9,8 +9,8 @@ namespace picotron::plugin {
 
 inline constexpr const char* kFileName = "libpicotron_cuda.so";
 
-// Raise the number with every change to class Device.
-inline constexpr const char* kInterface = "interface 1, LibTorch " TORCH_VERSION;
+// Raise the number with every change to class Device or fused::Table (kernels/fused_kernels.h).
+inline constexpr const char* kInterface = "interface 2, LibTorch " TORCH_VERSION;
 
 // extern "C" in the plug-in. `interface` passes nothing of C++, so it may be asked of any plug-in;
 // `open` returns an owned Device or throws UserError.

@@ -56,6 +56,10 @@ void install_stop_handlers(const StopOptions& options) {
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
 }
 
+void heed_stops_after_a_step() {
+  ending_at_once = false;
+}
+
 bool stop_requested() {
   return requested;
 }

@@ -11,6 +11,7 @@
 //     program starts    handlers           the ranks begin       first step        …
 //     default action    ends at once, 75   heeded after the first step, then saved, 75
 //
+// Ranks that others start (torchrun, srun) begin when all have met; until then a request ends them.
 // A rank that we start is born with these signals blocked: they wait until its handlers are there.
 #pragma once
 #include <signal.h>
@@ -31,6 +32,8 @@ struct StopOptions {
 };
 // Also lets signals through that were blocked, in the calling thread.
 void install_stop_handlers(const StopOptions& options = {});
+// The ranks have met: from here on a request waits for the end of a step.
+void heed_stops_after_a_step();
 bool stop_requested();
 // Has SIGUSR2 come since the last call?
 bool take_report_request();

@@ -66,11 +66,11 @@ void check_optimizer(const at::Tensor& master, std::initializer_list<at::Tensor>
 }
 
 template <class T>
-const cpu::OptimizerKernels<T>& optimizer_kernels() {
+const fused::OptimizerKernels<T>& optimizer_kernels(const at::Tensor& x) {
   if constexpr (std::is_same_v<T, float>)
-    return cpu_kernels().optimizer_float;
+    return fused_table(x).optimizer_float;
   else
-    return cpu_kernels().optimizer_double;
+    return fused_table(x).optimizer_double;
 }
 
 template <class F>
@@ -96,13 +96,13 @@ void adamw_(const at::Tensor& master, const at::Tensor& m, const at::Tensor& v,
   }
   with_master_type(master, [&](auto storage) {
     using T = decltype(storage);
-    const cpu::OptimizerArguments<T> arguments = {
+    const fused::OptimizerArguments<T> arguments = {
         .master = data_as<T>(master),
         .m = data_as<T>(m),
         .v = data_as<T>(v),
         .gradient = data_as<T>(gradient),
-        .compute_copy = data_as<cpu::bf16>(compute_copy),
-        .gradient_scale = *data_as<T>(gradient_scale),
+        .compute_copy = data_as<fused::bf16>(compute_copy),
+        .gradient_scale = data_as<T>(gradient_scale),
         .learning_rate = options.learning_rate,
         .beta1 = options.beta1,
         .beta2 = options.beta2,
@@ -110,10 +110,10 @@ void adamw_(const at::Tensor& master, const at::Tensor& m, const at::Tensor& v,
         .weight_decay = options.weight_decay,
         .step_size = options.learning_rate / bias_correction(options.beta1, options.step),
         .sqrt_bias_correction2 = std::sqrt(bias_correction(options.beta2, options.step))};
-    if (!std::isfinite(arguments.gradient_scale)) return;
-    const auto kernel = optimizer_kernels<T>().adamw;
-    at::parallel_for(0, master.numel(), kElementsPerTask,
-                     [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+    if (master.is_cpu() && !std::isfinite(*arguments.gradient_scale)) return;  // a GPU looks itself
+    const auto kernel = optimizer_kernels<T>(master).adamw;
+    for_rows(master, master.numel(), kElementsPerTask,
+             [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
   });
 }
 
@@ -129,40 +129,33 @@ void sgd_(const at::Tensor& master, const at::Tensor& gradient, const at::Tensor
   }
   with_master_type(master, [&](auto storage) {
     using T = decltype(storage);
-    cpu::OptimizerArguments<T> arguments = {};
+    fused::OptimizerArguments<T> arguments = {};
     arguments.master = data_as<T>(master);
     arguments.gradient = data_as<T>(gradient);
-    arguments.compute_copy = data_as<cpu::bf16>(compute_copy);
-    arguments.gradient_scale = *data_as<T>(gradient_scale);
+    arguments.compute_copy = data_as<fused::bf16>(compute_copy);
+    arguments.gradient_scale = data_as<T>(gradient_scale);
     arguments.learning_rate = learning_rate;
     arguments.weight_decay = weight_decay;
-    if (!std::isfinite(arguments.gradient_scale)) return;
-    const auto kernel = optimizer_kernels<T>().sgd;
-    at::parallel_for(0, master.numel(), kElementsPerTask,
-                     [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+    if (master.is_cpu() && !std::isfinite(*arguments.gradient_scale)) return;  // a GPU looks itself
+    const auto kernel = optimizer_kernels<T>(master).sgd;
+    for_rows(master, master.numel(), kElementsPerTask,
+             [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
   });
 }
 
 at::Tensor sum_of_squares(const at::Tensor& x, Body body) {
   if (!runs_fused(body, {x})) return x.to(at::kDouble).square().sum();
   check_like(x, x, {x.numel()});
-  constexpr int64_t kBlock = 65536;
-  const int64_t blocks = (x.numel() + kBlock - 1) / kBlock;
-  std::vector<double> sums(static_cast<size_t>(blocks));
+  const int64_t blocks = (x.numel() + fused::kSquaresBlock - 1) / fused::kSquaresBlock;
+  const at::Tensor sums = at::empty({blocks}, x.options().dtype(at::kDouble));
   with_storage_type(x, [&](auto storage) {
     using S = decltype(storage);
-    const auto kernel = typed_kernels<S>().sum_of_squares;
-    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t first = block * kBlock;
-        sums[static_cast<size_t>(block)] =
-            kernel(data_as<S>(x), first, std::min(first + kBlock, x.numel()));
-      }
+    const auto kernel = typed_kernels<S>(x).sum_of_squares;
+    for_rows(x, blocks, 1, [&](int64_t begin, int64_t end) {
+      kernel(data_as<S>(x), x.numel(), data_as<double>(sums), begin, end);
     });
   });
-  double total = 0;
-  for (const double sum : sums) total += sum;
-  return at::scalar_tensor(total, at::TensorOptions().dtype(at::kDouble));
+  return sums.sum();
 }
 
 }  // namespace picotron

@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "kernels/cpu_dispatch.h"
+#include "kernels/fused_dispatch.h"
 #include "kernels/matmul_onednn.h"
 
 namespace picotron {

@@ -38,8 +38,8 @@ void plain_gradient_(const at::Tensor& logits, const at::Tensor& targets, int64_
 }
 
 template <class S>
-cpu::CrossEntropyArguments<S> arguments_of(const at::Tensor& logits, const at::Tensor& targets,
-                                           int64_t vocab_begin) {
+fused::CrossEntropyArguments<S> arguments_of(const at::Tensor& logits, const at::Tensor& targets,
+                                             int64_t vocab_begin) {
   check_like(logits, logits, {targets.numel(), logits.size(1)});
   check(targets.scalar_type() == at::kLong && targets.is_contiguous() && logits.size(1) > 0,
         "the cross-entropy takes one int64 target per row of logits, and at least one column");
@@ -61,10 +61,10 @@ at::Tensor cross_entropy_statistics(const at::Tensor& logits, const at::Tensor& 
   with_storage_type(logits, [&](auto storage) {
     using S = decltype(storage);
     auto arguments = arguments_of<S>(logits, targets, vocab_begin);
-    arguments.statistics = data_as<cpu::Statistic<S>>(out);
-    const auto kernel = typed_kernels<S>().cross_entropy_statistics;
-    at::parallel_for(0, logits.size(0), rows_per_task(logits.size(1)),
-                     [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+    arguments.statistics = data_as<fused::Statistic<S>>(out);
+    const auto kernel = typed_kernels<S>(logits).cross_entropy_statistics;
+    for_rows(logits, logits.size(0), rows_per_task(logits.size(1)),
+             [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
   });
   return out;
 }
@@ -85,11 +85,11 @@ void cross_entropy_gradient_(const at::Tensor& logits, const at::Tensor& targets
   with_storage_type(logits, [&](auto storage) {
     using S = decltype(storage);
     auto arguments = arguments_of<S>(logits, targets, vocab_begin);
-    arguments.lse = data_as<cpu::Statistic<S>>(packed_lse);
+    arguments.lse = data_as<fused::Statistic<S>>(packed_lse);
     arguments.scale = scale;
-    const auto kernel = typed_kernels<S>().cross_entropy_gradient;
-    at::parallel_for(0, logits.size(0), rows_per_task(logits.size(1)),
-                     [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+    const auto kernel = typed_kernels<S>(logits).cross_entropy_gradient;
+    for_rows(logits, logits.size(0), rows_per_task(logits.size(1)),
+             [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
   });
 }
 

@@ -1,4 +1,4 @@
-// Internal to kernels/*.cpp: from tensors to the pointers and ranges that kernels/cpu takes.
+// Internal to kernels/*.cpp: from tensors to the pointers and ranges that fused kernels take.
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "kernels/cpu_dispatch.h"
+#include "kernels/fused_dispatch.h"
 
 namespace picotron {
 
@@ -18,14 +18,26 @@ inline int64_t rows_per_task(int64_t row_elements) {
   return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, row_elements));
 }
 
-template <class S>
-const cpu::TypedKernels<S>& typed_kernels() {
-  if constexpr (std::is_same_v<S, cpu::bf16>)
-    return cpu_kernels().of_bf16;
-  else if constexpr (std::is_same_v<S, float>)
-    return cpu_kernels().of_float;
+// Calls kernel(begin, end) for all rows: on a CPU from its threads, each with a range of them, on a
+// GPU once. x: any of the kernel's tensors.
+template <class F>
+void for_rows(const at::Tensor& x, int64_t rows, int64_t rows_per_task, F kernel) {
+  if (x.is_cpu())
+    at::parallel_for(0, rows, rows_per_task, kernel);
   else
-    return cpu_kernels().of_double;
+    kernel(int64_t{0}, rows);
+}
+
+// The kernels for x's device and storage type S.
+template <class S>
+const fused::TypedKernels<S>& typed_kernels(const at::Tensor& x) {
+  const fused::Table& table = fused_table(x);
+  if constexpr (std::is_same_v<S, fused::bf16>)
+    return table.of_bf16;
+  else if constexpr (std::is_same_v<S, float>)
+    return table.of_float;
+  else
+    return table.of_double;
 }
 
 // Calls body with a value of the storage type of x: bf16's bits, float or double.
@@ -33,7 +45,7 @@ template <class F>
 decltype(auto) with_storage_type(const at::Tensor& x, F body) {
   switch (x.scalar_type()) {
     case at::kBFloat16:
-      return body(cpu::bf16{});
+      return body(fused::bf16{});
     case at::kFloat:
       return body(float{});
     case at::kDouble:

@@ -42,43 +42,25 @@ AddNormOutput fused_rms_norm(const at::Tensor& x, const at::Tensor& delta, const
   out.rstd = at::empty({x.size(0)}, x.options().dtype(statistic_dtype(x)));
   with_storage_type(x, [&](auto storage) {
     using S = decltype(storage);
-    const cpu::NormArguments<S> arguments = {.x = data_as<S>(x),
-                                             .delta = data_as<S>(delta),
-                                             .weight = data_as<S>(weight),
-                                             .sum = data_as<S>(out.sum),
-                                             .y = data_as<S>(out.y),
-                                             .rstd = data_as<cpu::Statistic<S>>(out.rstd),
-                                             .hidden = x.size(1),
-                                             .eps = eps};
-    const auto kernel = typed_kernels<S>().rms_norm;
-    at::parallel_for(0, x.size(0), rows_per_task(x.size(1)),
-                     [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+    const fused::NormArguments<S> arguments = {.x = data_as<S>(x),
+                                               .delta = data_as<S>(delta),
+                                               .weight = data_as<S>(weight),
+                                               .sum = data_as<S>(out.sum),
+                                               .y = data_as<S>(out.y),
+                                               .rstd = data_as<fused::Statistic<S>>(out.rstd),
+                                               .hidden = x.size(1),
+                                               .eps = eps};
+    const auto kernel = typed_kernels<S>(x).rms_norm;
+    for_rows(x, x.size(0), rows_per_task(x.size(1)),
+             [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
   });
   return out;
 }
 
-// The tokens are cut into parts whose number does not depend on the threads; each part sums its
-// tokens' dweight into its own row, and the rows are added in order: the same bits on any number
-// of threads.
-template <class S>
-void fused_rms_norm_backward(const cpu::NormBackwardArguments<S>& arguments, int64_t tokens,
-                             const at::Tensor& weight_gradient) {
-  using C = cpu::Statistic<S>;
-  const int64_t hidden = arguments.hidden;
-  const int64_t parts = std::clamp<int64_t>(tokens / 16, 1, 64);
-  const at::Tensor sums = at::zeros({parts, hidden}, weight_gradient.options());
-  C* rows = sums.data_ptr<C>();
-  const auto kernel = typed_kernels<S>().rms_norm_backward;
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      kernel(arguments, rows + part * hidden, tokens * part / parts, tokens * (part + 1) / parts);
-    }
-  });
-  C* total = weight_gradient.data_ptr<C>();
-  for (int64_t part = 0; part < parts; ++part) {
-    const C* row = rows + part * hidden;
-    for (int64_t i = 0; i < hidden; ++i) total[i] += row[i];
-  }
+// How many parts the tokens are cut into, each of which sums its own dweight: on one device always
+// as many, so that the sums are the same bits on any number of threads.
+int64_t norm_parts(const at::Tensor& x) {
+  return std::clamp<int64_t>(x.size(0) / 16, 1, x.is_cpu() ? 64 : 512);
 }
 
 }  // namespace
@@ -113,17 +95,25 @@ at::Tensor rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at
             weight_gradient.numel() == x.size(1),
         "rstd and the norm's weight gradient are contiguous and fp32 (fp64 where x is)");
   at::Tensor dx = at::empty_like(x);
+  const int64_t parts = norm_parts(x);
+  const at::Tensor sums = at::zeros({parts, x.size(1)}, weight_gradient.options());
   with_storage_type(x, [&](auto storage) {
     using S = decltype(storage);
-    fused_rms_norm_backward<S>({.dy = data_as<S>(dy),
-                                .x = data_as<S>(x),
-                                .rstd = data_as<cpu::Statistic<S>>(rstd),
-                                .weight = data_as<S>(weight),
-                                .residual_gradient = data_as<S>(residual_gradient),
-                                .dx = data_as<S>(dx),
-                                .hidden = x.size(1)},
-                               x.size(0), weight_gradient);
+    const fused::NormBackwardArguments<S> arguments = {
+        .dy = data_as<S>(dy),
+        .x = data_as<S>(x),
+        .rstd = data_as<fused::Statistic<S>>(rstd),
+        .weight = data_as<S>(weight),
+        .residual_gradient = data_as<S>(residual_gradient),
+        .dx = data_as<S>(dx),
+        .sums = data_as<fused::Statistic<S>>(sums),
+        .tokens = x.size(0),
+        .hidden = x.size(1),
+        .parts = parts};
+    const auto kernel = typed_kernels<S>(x).rms_norm_backward;
+    for_rows(x, parts, 1, [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
   });
+  weight_gradient.add_(sums.sum(0));
   return dx;
 }
 

@@ -70,23 +70,23 @@ void apply_rope_(const at::Tensor& x, const at::Tensor& positions, const RopeTab
         "RoPE takes one int64 position per token");
   const int64_t* position = positions.data_ptr<int64_t>();
   const int64_t length = tables.cos.size(0);
-  check(
-      std::all_of(position, position + x.size(0), [&](int64_t p) { return p >= 0 && p < length; }),
-      "every position lies within RoPE's tables");
+  const auto in_tables = [&](int64_t p) { return p >= 0 && p < length; };
+  check(!x.is_cpu() || std::all_of(position, position + x.size(0), in_tables),
+        "every position lies within RoPE's tables");
   with_storage_type(x, [&](auto storage) {
     using S = decltype(storage);
-    const cpu::RopeArguments<S> arguments = {.x = data_as<S>(x),
-                                             .token_stride = x.stride(0),
-                                             .head_stride = x.stride(1),
-                                             .heads = x.size(1),
-                                             .half = half,
-                                             .positions = position,
-                                             .cos = data_as<cpu::Statistic<S>>(tables.cos),
-                                             .sin = data_as<cpu::Statistic<S>>(tables.sin),
-                                             .inverse = inverse};
-    const auto kernel = typed_kernels<S>().rope;
-    at::parallel_for(0, x.size(0), rows_per_task(x.size(1) * x.size(2)),
-                     [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+    const fused::RopeArguments<S> arguments = {.x = data_as<S>(x),
+                                               .token_stride = x.stride(0),
+                                               .head_stride = x.stride(1),
+                                               .heads = x.size(1),
+                                               .half = half,
+                                               .positions = position,
+                                               .cos = data_as<fused::Statistic<S>>(tables.cos),
+                                               .sin = data_as<fused::Statistic<S>>(tables.sin),
+                                               .inverse = inverse};
+    const auto kernel = typed_kernels<S>(x).rope;
+    for_rows(x, x.size(0), rows_per_task(x.size(1) * x.size(2)),
+             [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
   });
 }
 

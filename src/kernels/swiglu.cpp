@@ -32,8 +32,8 @@ at::Tensor swiglu(const at::Tensor& gate_up, Body body) {
   at::Tensor y = at::empty({tokens, width}, gate_up.options());
   with_storage_type(gate_up, [&](auto storage) {
     using S = decltype(storage);
-    const auto kernel = typed_kernels<S>().swiglu;
-    at::parallel_for(0, tokens, rows_per_task(width), [&](int64_t begin, int64_t end) {
+    const auto kernel = typed_kernels<S>(gate_up).swiglu;
+    for_rows(gate_up, tokens, rows_per_task(width), [&](int64_t begin, int64_t end) {
       kernel(data_as<S>(gate_up), data_as<S>(y), width, begin, end);
     });
   });
@@ -48,8 +48,8 @@ at::Tensor swiglu_backward(const at::Tensor& dy, const at::Tensor& gate_up, Body
   at::Tensor d_gate_up = at::empty_like(gate_up);
   with_storage_type(gate_up, [&](auto storage) {
     using S = decltype(storage);
-    const auto kernel = typed_kernels<S>().swiglu_backward;
-    at::parallel_for(0, tokens, rows_per_task(width), [&](int64_t begin, int64_t end) {
+    const auto kernel = typed_kernels<S>(gate_up).swiglu_backward;
+    for_rows(gate_up, tokens, rows_per_task(width), [&](int64_t begin, int64_t end) {
       kernel(data_as<S>(dy), data_as<S>(gate_up), data_as<S>(d_gate_up), width, begin, end);
     });
   });

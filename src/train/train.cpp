@@ -27,12 +27,13 @@
 namespace picotron {
 namespace {
 
-// Seconds since the last lap.
 class Stopwatch {
  public:
-  double lap() {
-    const auto now = std::chrono::steady_clock::now();
-    return std::chrono::duration<double>(now - std::exchange(last_, now)).count();
+  // Seconds since the last lap; of `laps` that end now, each an equal part of them.
+  double lap(size_t laps = 1) {
+    const auto part = (std::chrono::steady_clock::now() - last_) / laps;
+    last_ += part;
+    return std::chrono::duration<double>(part).count();
   }
 
  private:
@@ -142,6 +143,8 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
     // What is decided on a step's sums is decided one step late on a GPU, by every rank alike.
     for (size_t may_stay = device.is_cpu() || evaluates || last || saves ? 0 : 1;
          in_flight.size() > may_stay; in_flight.pop_front()) {
+      const size_t ready = in_flight.size() - may_stay;
+      if (ready > 1) device.synchronize();  // the host was a step ahead: both end here
       StepMetrics metrics = read(in_flight.front(), training);
       metrics.tokens_per_step = tokens;
       if (!is_finite(metrics))
@@ -153,13 +156,14 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
       stopping = stopping || metrics.stop_requests > 0;
       saves = saves || (saver != nullptr && (stopping || metrics.save_requests > 0));
       if (saves) may_stay = 0;
-      metrics.step_seconds = watch.lap();
+      metrics.step_seconds = watch.lap(ready);
       metrics.memory_bytes = device.peak_memory_bytes();
-      if (evaluates && metrics.step == state.step)
+      if (evaluates && metrics.step == state.step) {
         metrics.validation_loss = validate(model, run, mesh, device.torch());
+        watch.lap();
+      }
       log.write(metrics);
       if (observer.after_reading) observer.after_reading(metrics);
-      if (evaluates) watch.lap();
     }
     if (saves) {
       saver->save(describe_state(run, state));

@@ -148,7 +148,7 @@ def afflict_again_and_again(start, complains, shim, folder, kinds, seed):
 
 
 def test_what_happens_to_a_rank_is_named_and_the_run_goes_on(start, complains, shim, tmp_path):
-    kinds = ["killed", "stopped", "cut off", "delayed", "killed", "cut off"]
+    kinds = ["killed", "stopped", "cut off", "delayed", "killed", "cut off", "killed", "stopped", "cut off", "killed"]
     afflict_again_and_again(start, complains, shim, tmp_path / "out", kinds, seed=3)
 
 

@@ -228,6 +228,33 @@ def test_a_request_in_the_first_moment_is_heard(starting, tmp_path, flags):
     check_stopped(running.end(15), tmp_path)
 
 
+def test_a_request_while_waiting_for_the_other_ranks_finds_nothing_to_save(start, tmp_path, tiny):
+    """Rank 0 of two, started as torchrun would, whose partner never comes."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny(distributed={"dp_size": 2, "timeout_seconds": 30})))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = start(["train", "--config", "config.json"], environment=alone)
+    wait_until(lambda: has_handlers(running.process.pid), running)
+    time.sleep(0.5)
+    running.process.send_signal(signal.SIGTERM)
+    ended = running.end(10)
+    assert ended.code == 75 and "there was nothing to save yet" in ended.err, (ended.code, ended.err)
+    assert not list(tmp_path.glob("out/[0-9]*"))
+
+
+@pytest.mark.parametrize("flags", [(), ("--dp", 2), ("--dp", 2, "--ranks", "threads")],
+                         ids=["one rank", "processes", "threads"])
+def test_a_reader_of_the_output_that_leaves_does_not_end_the_run(start, tmp_path, tiny, flags):
+    """As in `picotron train | head -1`: a pipe that nobody reads is no reason to lose a run."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny(training={"total_train_steps": 30})))
+    running = start(["train", "--config", "config.json", *flags])
+    running.process.stdout.readline()
+    running.process.stdout.close()
+    assert running.process.wait(timeout=30) == 0, running.said()
+    assert steps(tmp_path) == 30
+
+
 @pytest.mark.parametrize("delay", [0.02, 0.1, 0.3])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_while_the_program_is_loaded_leaves_nothing(starting, tmp_path, how, delay):

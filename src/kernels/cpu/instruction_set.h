@@ -7,8 +7,7 @@ namespace picotron::cpu::CPU_CAPABILITY {
 template <class S>
 void rms_norm(const NormArguments<S>& arguments, int64_t begin, int64_t end);
 template <class S>
-void rms_norm_backward(const NormBackwardArguments<S>& arguments, Statistic<S>* weight_gradient,
-                       int64_t begin, int64_t end);
+void rms_norm_backward(const NormBackwardArguments<S>& arguments, int64_t begin, int64_t end);
 template <class S>
 void rope(const RopeArguments<S>& arguments, int64_t begin, int64_t end);
 template <class S>
@@ -22,7 +21,7 @@ void cross_entropy_statistics(const CrossEntropyArguments<S>& arguments, int64_t
 template <class S>
 void cross_entropy_gradient(const CrossEntropyArguments<S>& arguments, int64_t begin, int64_t end);
 template <class S>
-double sum_of_squares(const S* x, int64_t begin, int64_t end);
+void sum_of_squares(const S* x, int64_t elements, double* sums, int64_t begin, int64_t end);
 void attention_gradient(const AttentionBlock& block);
 void row_dots(const bf16* a, const bf16* b, float* dots, int64_t rows, int64_t columns);
 void round_rows(const float* from, bf16* to, int64_t to_stride, int64_t rows, int64_t columns);

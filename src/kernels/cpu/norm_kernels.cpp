@@ -38,8 +38,8 @@ void rms_norm(const NormArguments<S>& arguments, int64_t begin, int64_t end) {
 }
 
 template <class S>
-void rms_norm_backward(const NormBackwardArguments<S>& arguments, Statistic<S>* weight_gradient,
-                       int64_t begin, int64_t end) {
+PICOTRON_INLINE void backward_of_tokens(const NormBackwardArguments<S>& arguments,
+                                        Statistic<S>* weight_gradient, int64_t begin, int64_t end) {
   using C = Statistic<S>;
   const int64_t hidden = arguments.hidden;
   const S* weight = arguments.weight;
@@ -66,11 +66,20 @@ void rms_norm_backward(const NormBackwardArguments<S>& arguments, Statistic<S>* 
   }
 }
 
+template <class S>
+void rms_norm_backward(const NormBackwardArguments<S>& arguments, int64_t begin, int64_t end) {
+  for (int64_t part = begin; part < end; ++part) {
+    backward_of_tokens<S>(arguments, arguments.sums + part * arguments.hidden,
+                          arguments.tokens * part / arguments.parts,
+                          arguments.tokens * (part + 1) / arguments.parts);
+  }
+}
+
 template void rms_norm(const NormArguments<bf16>&, int64_t, int64_t);
 template void rms_norm(const NormArguments<float>&, int64_t, int64_t);
 template void rms_norm(const NormArguments<double>&, int64_t, int64_t);
-template void rms_norm_backward(const NormBackwardArguments<bf16>&, float*, int64_t, int64_t);
-template void rms_norm_backward(const NormBackwardArguments<float>&, float*, int64_t, int64_t);
-template void rms_norm_backward(const NormBackwardArguments<double>&, double*, int64_t, int64_t);
+template void rms_norm_backward(const NormBackwardArguments<bf16>&, int64_t, int64_t);
+template void rms_norm_backward(const NormBackwardArguments<float>&, int64_t, int64_t);
+template void rms_norm_backward(const NormBackwardArguments<double>&, int64_t, int64_t);
 
 }  // namespace picotron::cpu::CPU_CAPABILITY

@@ -24,7 +24,7 @@ void adamw(const OptimizerArguments<T>& arguments, int64_t begin, int64_t end) {
   const T eps = static_cast<T>(arguments.eps);
   const T step = static_cast<T>(arguments.step_size);
   const T sqrt_correction = static_cast<T>(arguments.sqrt_bias_correction2);
-  const T scale = arguments.gradient_scale;
+  const T scale = *arguments.gradient_scale;
   for_vectors<T>(end - begin, [&](int64_t at, auto part) PICOTRON_LAMBDA {
     const int64_t i = begin + at;
     const auto g = load<T>(arguments.gradient + i, part) * scale;
@@ -43,7 +43,7 @@ template <class T>
 void sgd(const OptimizerArguments<T>& arguments, int64_t begin, int64_t end) {
   const T rate = static_cast<T>(arguments.learning_rate);
   const T decay = static_cast<T>(arguments.weight_decay);
-  const T scale = arguments.gradient_scale;
+  const T scale = *arguments.gradient_scale;
   for_vectors<T>(end - begin, [&](int64_t at, auto part) PICOTRON_LAMBDA {
     const int64_t i = begin + at;
     const auto w = load<T>(arguments.master + i, part);
@@ -54,19 +54,25 @@ void sgd(const OptimizerArguments<T>& arguments, int64_t begin, int64_t end) {
 
 // In fp64 whatever the type: a norm over a billion elements must not lose the small ones.
 template <class S>
-double sum_of_squares(const S* x, int64_t begin, int64_t end) {
-  return sum_vectors<double>(end - begin, [&](int64_t i, auto part) PICOTRON_LAMBDA {
-    const auto v = load<double>(x + begin + i, part);
-    return v * v;
-  });
+void sum_of_squares(const S* x, int64_t elements, double* sums, int64_t begin, int64_t end) {
+  constexpr int64_t kBlock = fused::kSquaresBlock;
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t first = block * kBlock;
+    const int64_t left = elements - first;
+    sums[block] = sum_vectors<double>(left < kBlock ? left : kBlock,
+                                      [&](int64_t i, auto part) PICOTRON_LAMBDA {
+                                        const auto v = load<double>(x + first + i, part);
+                                        return v * v;
+                                      });
+  }
 }
 
 template void adamw(const OptimizerArguments<float>&, int64_t, int64_t);
 template void adamw(const OptimizerArguments<double>&, int64_t, int64_t);
 template void sgd(const OptimizerArguments<float>&, int64_t, int64_t);
 template void sgd(const OptimizerArguments<double>&, int64_t, int64_t);
-template double sum_of_squares(const bf16*, int64_t, int64_t);
-template double sum_of_squares(const float*, int64_t, int64_t);
-template double sum_of_squares(const double*, int64_t, int64_t);
+template void sum_of_squares(const bf16*, int64_t, double*, int64_t, int64_t);
+template void sum_of_squares(const float*, int64_t, double*, int64_t, int64_t);
+template void sum_of_squares(const double*, int64_t, double*, int64_t, int64_t);
 
 }  // namespace picotron::cpu::CPU_CAPABILITY

@@ -24,11 +24,11 @@ constinit const Kernels kernels = {
     .attention_gradient = attention_gradient,
     .row_dots = row_dots,
     .round_rows = round_rows,
-    .of_bf16 = kTyped<bf16>,
-    .of_float = kTyped<float>,
-    .of_double = kTyped<double>,
-    .optimizer_float = {.adamw = adamw<float>, .sgd = sgd<float>},
-    .optimizer_double = {.adamw = adamw<double>, .sgd = sgd<double>},
+    .fused = {.of_bf16 = kTyped<bf16>,
+              .of_float = kTyped<float>,
+              .of_double = kTyped<double>,
+              .optimizer_float = {.adamw = adamw<float>, .sgd = sgd<float>},
+              .optimizer_double = {.adamw = adamw<double>, .sgd = sgd<double>}},
 };
 
 }  // namespace picotron::cpu::CPU_CAPABILITY
