@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 BINARY = Path(__file__).parents[1] / "build" / "picotron"
-ROUNDS = 3
+ROUNDS = 5
 FLAGS = (
     "--model_name HuggingFaceTB/SmolLM-135M --dtype float32 --seq_len 64 --mbs 2 --use_cpu --training.num_samples 1000"
 ).split()

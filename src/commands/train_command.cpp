@@ -19,13 +19,24 @@
 namespace picotron {
 namespace {
 
+constexpr const char* kEndings =
+    R"(
+Signals:
+  SIGTERM, SIGUSR1, Ctrl-C   End after the running step, with a checkpoint; --resume auto goes on from it.
+  Ctrl-C twice               Ends at once.
+  SIGUSR2                    Writes the last operations of every rank to a file in save_dir, and goes on.
+
+Exit code: 0 at the end, 75 where a signal stopped the run, 1 where a rank, a disk or the loss failed,
+2 where the configuration or a file is wrong, 130 after Ctrl-C twice.
+)";
+
 int check_and_launch(const std::vector<std::string>& arguments) {
   std::vector<std::string> rest = arguments;
   const std::vector<Override> overrides = take_overrides(rest, Flags::dotted_and_short);
   CLI::App app("Train a model. Without a file and flags: the built-in stories.", "train");
   std::string file;
   app.add_option("--config", file, "The config.json to train");
-  app.footer(short_flags_help());
+  app.footer(short_flags_help() + kEndings);
   const std::vector<std::string> known = short_flags();
   if (const std::optional<int> done = parse(app, rest, known)) return *done;
 
