@@ -153,6 +153,7 @@ class Opener {
 
   std::shared_ptr<const Dataset> open_prepared(const std::string& name, const fs::path& folder) {
     const PreparedIndex index = read_index(folder);
+    compare_tokenizers(name, index.tokenizer_content);
     TokenMeaning meaning{.vocab_size = index.vocab_size, .end_of_document = index.eos};
     std::string tokenizer = options_.tokenizer;
     if (tokenizer.empty() && !files_of_tokenizer(folder.string()).empty())
@@ -204,6 +205,20 @@ class Opener {
     return options_.model_tokenizer();
   }
 
+  // Of prepared data in one run: vocabularies of one size are not yet one vocabulary, but files may
+  // differ in their spaces alone.
+  void compare_tokenizers(const std::string& name, const std::string& content) {
+    if (prepared_.empty()) {
+      prepared_ = name;
+      prepared_with_ = content;
+    } else if (content != prepared_with_) {
+      opened_.notes.push_back(
+          fmt::format("{} and {} were prepared with tokenizer files that differ; if that is more "
+                      "than a way of writing them, their tokens mean different things",
+                      prepared_, name));
+    }
+  }
+
   // Of a mixture the first that is known stays, as in mixture.h.
   void remember(const std::string& tokenizer) {
     if (opened_.tokenizer.empty()) opened_.tokenizer = tokenizer;
@@ -211,7 +226,8 @@ class Opener {
 
   const DatasetOptions& options_;
   OpenedDatasets& opened_;
-  bool counts_documents_ = false;  // num_samples, of the data set opened last
+  bool counts_documents_ = false;         // num_samples, of the data set opened last
+  std::string prepared_, prepared_with_;  // the first prepared data set, its tokenizer's checksum
 };
 
 void check_options(const DatasetOptions& options) {

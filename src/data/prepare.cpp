@@ -407,7 +407,8 @@ PreparedIndex read_index(const fs::path& folder) {
                        folder.string());
     return {.shards = sound_shards(folder, index),
             .vocab_size = index.at("vocab_size"),
-            .eos = index.at("eos")};
+            .eos = index.at("eos"),
+            .tokenizer_content = index.at("tokenizer_content")};
   } catch (const ordered_json::exception& error) {
     throw user_error("{} is no index of a preparation, or damaged ({}); prepare the data anew",
                      file.string(), plain_sentence(error.what()));

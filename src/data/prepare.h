@@ -61,6 +61,7 @@ struct PreparedIndex {
   std::vector<std::filesystem::path> shards;
   int64_t vocab_size = 0;
   int32_t eos = 0;
+  std::string tokenizer_content;  // checksum of the tokenizer's files
 };
 // UserError where it is not finished or not understood, or a shard is missing or has another size.
 PreparedIndex read_index(const std::filesystem::path& folder);

@@ -276,6 +276,23 @@ def test_a_mixture_keeps_its_shares(start, tiny, tokenizer, tmp_path):
     assert (tmp_path / "four" / "4" / "model" / "tokenizer.json").exists()
 
 
+def test_data_of_two_tokenizers_is_remarked_upon(start, tiny, tokenizer, tmp_path):
+    """Of one size, so that nothing else would show it."""
+    write_lines(tmp_path / "a.jsonl", [text_of(random.Random(i), 100) for i in range(300)])
+    other = tmp_path / "other"
+    other.mkdir()
+    made = json.loads((tokenizer / "tokenizer.json").read_text())
+    ids = made["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (other / "tokenizer.json").write_text(json.dumps(made))
+    for name, of in (("a", tokenizer), ("b", other), ("c", tokenizer)):
+        prepare(start, of, "--dataset", "a.jsonl", "--out_dir", name)
+    remark = "were prepared with tokenizer files that differ"
+    assert f"a and b {remark}" in train(start, tiny, tmp_path, {"name": "0.5 a 0.5 b"}, "one").out
+    assert f"a and b {remark}" in train(start, tiny, tmp_path, {"name": "a", "validation": "b"}, "two").out
+    assert remark not in train(start, tiny, tmp_path, {"name": "0.5 a 0.5 c"}, "three").out
+
+
 def test_masking_without_an_end_is_refused(fails, tiny, tmp_path):
     np.save(tmp_path / "b.npy", np.full(40000, 7, dtype=np.uint16))
     (tmp_path / "config.json").write_text(json.dumps(tiny(dataset={"name": "b.npy", "document_masking": True})))
