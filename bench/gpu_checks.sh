@@ -8,7 +8,7 @@ usage() {
 usage: bench/gpu_checks.sh [--out DIR] [--built] [--rehearse]
 
 Builds the program with its CUDA plug-in into build-gpu/ and checks, on one GPU:
-  unit      attention, matrix products and the device against their definitions
+  unit      attention, matrix products, the fused kernels and the device against their definitions
   float32   20 losses within 1e-4 of the CPU's          bfloat16  within 2e-2
   bits      the same run twice gives the same losses and gradient norms, to the last bit
   masked    documents apart (dataset.document_masking): 20 losses within 1e-4 of the CPU's, also in context parallel

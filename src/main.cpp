@@ -58,7 +58,6 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // beyond `ulimit -f` a write then fails, as on a full disk
-  std::signal(SIGPIPE, SIG_IGN);  // a peer that is gone is an error that names it, not our end
   try {
     return run(argc, argv);
   } catch (const picotron::UserError& error) {

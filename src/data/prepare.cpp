@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -14,10 +13,12 @@
 #include <fstream>
 #include <future>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <thread>
 
 #include "core/error.h"
 #include "core/files.h"
+#include "core/log.h"
 #include "data/documents.h"
 #include "data/token_files.h"
 
@@ -109,31 +110,31 @@ std::vector<fs::path> sound_shards(const fs::path& folder, const ordered_json& i
 
 // --------------------------------------------------------------------------------------- progress
 
-// One line on a terminal, twice a second.
-class ProgressLine {
+// How far reading `bytes` bytes of text is.
+class Tokenizing {
  public:
-  explicit ProgressLine(int64_t bytes) : bytes_(std::max<int64_t>(bytes, 1)) {}
-  ~ProgressLine() {
-    if (shown_) fmt::print(stderr, "\r\x1b[K");
-  }
+  explicit Tokenizing(int64_t bytes) : bytes_(std::max<int64_t>(bytes, 1)) {}
   void show(int64_t read, int64_t tokens) {
-    if (!is_terminal_ || seconds_since(last_) < 0.5) return;
-    if (!shown_) first_ = read, begin_ = Clock::now();
-    last_ = Clock::now();
-    const double rate = static_cast<double>(read - first_) / std::max(seconds_since(begin_), 1e-3);
-    const double left = rate > 0 ? static_cast<double>(bytes_ - read) / rate : 0;
-    fmt::print(stderr, "\r\x1b[KTokenizing: {:.0f} % of {:.1f} MB, {:.2f}M tokens",
-               100.0 * static_cast<double>(read) / static_cast<double>(bytes_),
-               static_cast<double>(bytes_) / 1e6, static_cast<double>(tokens) / 1e6);
-    if (shown_) fmt::print(stderr, ", {:.1f} MB/s, {:.0f} s left", rate / 1e6, left);
-    std::fflush(stderr);
-    shown_ = true;
+    if (!line_.is_due()) return;
+    std::string text =
+        fmt::format("Tokenizing: {:.0f} % of {:.1f} MB, {:.2f}M tokens",
+                    100.0 * static_cast<double>(read) / static_cast<double>(bytes_),
+                    static_cast<double>(bytes_) / 1e6, static_cast<double>(tokens) / 1e6);
+    if (begin_) {
+      const auto since = static_cast<double>(read - first_);
+      const double rate = since / std::max(seconds_since(*begin_), 1e-3);
+      text += fmt::format(", {:.1f} MB/s, {:.0f} s left", rate / 1e6,
+                          rate > 0 ? static_cast<double>(bytes_ - read) / rate : 0);
+    } else {
+      first_ = read, begin_ = Clock::now();
+    }
+    line_.show(text);
   }
 
  private:
+  log::ProgressLine line_;
   int64_t bytes_, first_ = 0;
-  bool is_terminal_ = ::isatty(STDERR_FILENO) == 1, shown_ = false;
-  Clock::time_point begin_, last_;
+  std::optional<Clock::time_point> begin_;
 };
 
 // ----------------------------------------------------------------------------------------- shards
@@ -262,7 +263,7 @@ class Preparation {
     if (const ordered_json& shards = index_["shards"]; !shards.empty())
       begin = {shards.back()["next"][0], shards.back()["next"][1]};
     DocumentReader reader(options_.files, options_.text_column, begin);
-    ProgressLine line(bytes);
+    Tokenizing line(bytes);
     int64_t left = options_.num_samples.value_or(INT64_MAX) - index_["documents"].get<int64_t>();
     std::deque<std::future<Batch>> under_way;
     std::optional<Shard> shard;

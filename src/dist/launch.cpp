@@ -11,6 +11,7 @@
 #include <netdb.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#include <csignal>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -304,7 +305,7 @@ bool speaks_for_machine(const Getenv& get) {
 void heed_signals(const Getenv& get) {
   try {
     const LaunchEnvironment environment = read_environment(get);
-    install_handlers(environment, environment.started == Started::single);
+    install_handlers(environment, /*ends_at_once=*/environment.started != Started::by_us);
   } catch (const UserError&) {  // launch() will say what is wrong
   }
 }
@@ -312,6 +313,8 @@ void heed_signals(const Getenv& get) {
 int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv& get) {
   FLAGS_caffe2_log_level = 3;  // c10d's warnings about sockets: what matters we say ourselves
   const LaunchEnvironment environment = read_environment(get);
+  // A peer that is gone is an error which names it, not the end of this process.
+  std::signal(SIGPIPE, SIG_IGN);
   // A rank that others started may wait for one that never comes; make_mesh ends this.
   const bool waits =
       environment.started != Started::single && environment.started != Started::by_us;

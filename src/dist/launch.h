@@ -34,7 +34,7 @@ struct LaunchOptions {
 };
 
 // The first thing that a command which prepares a run does. From here on the signals of dist/stop.h
-// wait for the first step of a rank; a process that was started alone they end at once, for it has
+// wait for the first step of a rank that we started; any other process they end at once, for it has
 // not begun.
 void heed_signals(const Getenv& get = [](const char* name) -> const char* {
   return std::getenv(name);

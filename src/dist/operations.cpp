@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "core/error.h"
+#include "core/log.h"
 
 namespace picotron {
 namespace {
@@ -259,7 +260,7 @@ void answer_report_request(const std::string& folder, const std::string& text) {
   } catch (const RunError& error) {
     line = error.what();
   }
-  fmt::print(stderr, "{}\n", line);
+  log::raw(line + "\n");
 }
 
 }  // namespace picotron

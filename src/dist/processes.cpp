@@ -251,7 +251,7 @@ int run_processes(int world_size, const std::vector<std::string>& argv,
     if (signal == SIGINT || signal == SIGTERM || signal == SIGUSR1) {
       family.send_all(SIGTERM);
       interrupted = interrupted || signal == SIGINT;
-      if (!std::exchange(stopping, true)) fmt::print(stderr, "{}", kStopHeard);
+      if (!std::exchange(stopping, true)) log::raw(kStopHeard);
     }
     if ((signal == SIGUSR2 || take_report_request()) && !report_folder.empty())
       answer_report_request(report_folder, family.report_text(kAskedBySignal));

@@ -11,7 +11,8 @@
 //     program starts    handlers           the ranks begin       first step        …
 //     default action    ends at once, 75   heeded after the first step, then saved, 75
 //
-// Ranks that others start (torchrun, srun) begin when all have met; until then a request ends them.
+// Ranks that others start (torchrun, srun) begin when all have met; until then a request ends each
+// at once, 75.
 // A rank that we start is born with these signals blocked: they wait until its handlers are there.
 #pragma once
 #include <signal.h>

@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <numeric>
 
 #include "kernels/fused_call.h"
 
@@ -155,7 +156,9 @@ at::Tensor sum_of_squares(const at::Tensor& x, Body body) {
       kernel(data_as<S>(x), x.numel(), data_as<double>(sums), begin, end);
     });
   });
-  return sums.sum();
+  if (!x.is_cpu()) return sums.sum();
+  const double* first = data_as<double>(sums);  // ATen's order may depend on the threads here
+  return at::scalar_tensor(std::accumulate(first, first + blocks, 0.0), sums.options());
 }
 
 }  // namespace picotron

@@ -75,7 +75,7 @@ struct OptimizerArguments {
   T* v;
   const T* gradient;
   bf16* compute_copy;       // null: none
-  const T* gradient_scale;  // one number, where the data are; not finite: nothing changes
+  const T* gradient_scale;  // one number, where the data are; on a GPU not finite: nothing changes
   double learning_rate, beta1, beta2, eps, weight_decay;
   double step_size, sqrt_bias_correction2;
 };

@@ -63,6 +63,22 @@ int64_t norm_parts(const at::Tensor& x) {
   return std::clamp<int64_t>(x.size(0) / 16, 1, x.is_cpu() ? 64 : 512);
 }
 
+// total [hidden] += the rows of sums [parts, hidden], in their order.
+void add_rows(const at::Tensor& total, const at::Tensor& sums) {
+  if (!sums.is_cpu()) {
+    total.add_(sums.sum(0));
+    return;
+  }
+  with_storage_type(total, [&](auto storage) {  // ATen's order may depend on the threads here
+    using C = decltype(storage);
+    const int64_t parts = sums.size(0), hidden = sums.size(1);
+    const C* rows = data_as<C>(sums);
+    C* to = data_as<C>(total);
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t i = 0; i < hidden; ++i) to[i] += rows[part * hidden + i];
+  });
+}
+
 }  // namespace
 
 NormOutput rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, Body body) {
@@ -113,7 +129,7 @@ at::Tensor rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at
     const auto kernel = typed_kernels<S>(x).rms_norm_backward;
     for_rows(x, parts, 1, [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
   });
-  weight_gradient.add_(sums.sum(0));
+  add_rows(weight_gradient, sums);
   return dx;
 }
 

@@ -40,9 +40,9 @@ AddNormOutput add_rms_norm(const at::Tensor& x, const at::Tensor& delta, const a
 
 // Returns dx [tokens, hidden] (+ residual_gradient, where defined: [tokens, hidden]; the gradient
 // that reaches x around the norm), and adds dweight to weight_gradient: [hidden] fp32 (fp64 where x
-// is). x is the norm's input (for add_rms_norm: sum), rstd what the forward returned. The same bits
-// every time for one number of threads: each thread sums its own tokens, in order, and the threads'
-// sums are added in order.
+// is). x is the norm's input (for add_rms_norm: sum), rstd what the forward returned. On one kind
+// of device the same bits every time, on any number of threads: the tokens are cut into parts, each
+// is summed in order, and then the parts' sums.
 at::Tensor rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
                              const at::Tensor& weight, const at::Tensor& residual_gradient,
                              const at::Tensor& weight_gradient, Body body = Body::fused);

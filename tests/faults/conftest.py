@@ -42,7 +42,7 @@ class Ended:
 
 
 class Running:
-    def __init__(self, arguments, cwd, environment=None, limit=None, program=BINARY):
+    def __init__(self, arguments, cwd, environment=None, limit=None, program=BINARY, stderr=None):
         keep = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
         self.began = time.monotonic()
 
@@ -58,7 +58,7 @@ class Running:
             env=keep | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self.stderr,
+            stderr=stderr or self.stderr,
             text=True,
             start_new_session=True,
             preexec_fn=begin,

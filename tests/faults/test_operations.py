@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -253,6 +254,23 @@ def test_a_reader_of_the_output_that_leaves_does_not_end_the_run(start, tmp_path
     running.process.stdout.close()
     assert running.process.wait(timeout=30) == 0, running.said()
     assert steps(tmp_path) == 30
+
+
+@pytest.mark.parametrize("flags", [(), ("--dp", 2), ("--dp", 2, "--ranks", "threads")],
+                         ids=["one rank", "processes", "threads"])
+def test_a_run_that_nobody_listens_to_still_saves(start, tmp_path, tiny, flags):
+    """As in `picotron train 2>&1 | head -1`: what is said to stderr then is lost, and nothing else."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny(training={"total_train_steps": 1_000_000})))
+    running = start(["train", "--config", "config.json", *flags], stderr=subprocess.PIPE)
+    running.process.stdout.readline()
+    running.process.stdout.close()
+    running.process.stderr.close()
+    wait_until(lambda: steps(tmp_path) > 3, running)
+    running.process.send_signal(signal.SIGUSR2)
+    wait_until((tmp_path / "out" / "operations.1.txt").exists, running)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(timeout=20) == 75
+    assert (tmp_path / "out" / str(steps(tmp_path)) / "state.json").exists()
 
 
 @pytest.mark.parametrize("delay", [0.02, 0.1, 0.3])

@@ -2,8 +2,8 @@
 // so that a machine without a GPU can test what its kernels compute. Every CUDA thread of a block
 // is a thread here, and the blocks run one after the other. Include this before kernels.cu.
 //
-// What it cannot show: races between blocks, speed, and, but for the undefined-behaviour sanitizer,
-// a pack that is not aligned.
+// A pack that is not aligned is found by the compiler's check of it (tests/CMakeLists.txt). What it
+// cannot show: races between blocks, speed.
 #pragma once
 #include <algorithm>
 #include <barrier>

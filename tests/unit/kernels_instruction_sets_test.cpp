@@ -1,6 +1,8 @@
 // Every table of fused kernels that this CPU can run, against the plain bodies: a newer machine
 // tests the code of the older ones, and every machine that of GPUs, whose threads are a CPU's here.
 // (The other kernel tests see the widest table alone.)
+#include <fmt/format.h>
+
 #include <cmath>
 
 #include "kernels/adamw.h"
@@ -262,48 +264,49 @@ TEST(AttentionKernels, RowDotsAndRoundRows) {
 TYPED_TEST(InstructionSets, Optimizers) {
   using T = TypeParam;
   if constexpr (!std::is_same_v<T, cpu::bf16>) {
-    constexpr int64_t n = 1003;
-    for (const auto& [name, table] : tables<T>()) {
-      SCOPED_TRACE(name);
-      const auto dtype = this->kDtype;
-      const at::Tensor master = random_tensor({n}, dtype, 1), plain_master = master.clone();
-      const at::Tensor m = random_tensor({n}, dtype, 2), plain_m = m.clone();
-      const at::Tensor v = random_tensor({n}, dtype, 3).square(), plain_v = v.clone();
-      const at::Tensor gradient = random_tensor({n}, dtype, 4);
-      const bool has_copy = dtype == at::kFloat;
-      const at::Tensor copy = has_copy ? master.to(at::kBFloat16) : at::Tensor();
-      const AdamWOptions options = {.learning_rate = 1e-2,
-                                    .beta1 = 0.9,
-                                    .beta2 = 0.95,
-                                    .eps = 1e-8,
-                                    .weight_decay = 0.1,
-                                    .step = 3};
-      const at::Tensor scale = at::scalar_tensor(0.5, at::TensorOptions().dtype(dtype));
-      const cpu::OptimizerArguments<T> arguments = {
-          .master = data<T>(master),
-          .m = data<T>(m),
-          .v = data<T>(v),
-          .gradient = data<T>(gradient),
-          .compute_copy = has_copy ? data<cpu::bf16>(copy) : nullptr,
-          .gradient_scale = data<T>(scale),
-          .learning_rate = options.learning_rate,
-          .beta1 = options.beta1,
-          .beta2 = options.beta2,
-          .eps = options.eps,
-          .weight_decay = options.weight_decay,
-          .step_size = options.learning_rate / (1 - std::pow(options.beta1, 3)),
-          .sqrt_bias_correction2 = std::sqrt(1 - std::pow(options.beta2, 3))};
-      Typed<T>::optimizer(table).adamw(arguments, 0, n);
-      adamw_(plain_master, plain_m, plain_v, gradient, {}, scale, options, Body::plain);
-      EXPECT_LT(distance(master, plain_master), this->close);
-      EXPECT_LT(distance(m, plain_m), this->close);
-      EXPECT_LT(distance(v, plain_v), this->close);
-      if (has_copy) {
-        EXPECT_TRUE(same_bits(copy, master.to(at::kBFloat16)));
+    // An odd length; one of whole vectors; the same where none of them is aligned, as ZeRO-1 cuts.
+    for (const auto& [n, first] :
+         std::vector<std::pair<int64_t, int64_t>>{{1003, 0}, {1004, 0}, {1004, 1}}) {
+      for (const auto& [name, table] : tables<T>()) {
+        SCOPED_TRACE(fmt::format("{}, {} from {}", name, n, first));
+        const auto dtype = this->kDtype;
+        const auto slice = [&](uint64_t seed) {
+          return random_tensor({n + first}, dtype, seed).narrow(0, first, n);
+        };
+        const at::Tensor master = slice(1), plain_master = master.clone();
+        const at::Tensor m = slice(2), plain_m = m.clone();
+        const at::Tensor v = slice(3).square_(), plain_v = v.clone();
+        const at::Tensor gradient = slice(4);
+        const bool has_copy = dtype == at::kFloat;
+        const at::Tensor copy = has_copy ? slice(1).to(at::kBFloat16) : at::Tensor();
+        const AdamWOptions options = kThirdUpdate;
+        const at::Tensor scale = at::scalar_tensor(0.5, at::TensorOptions().dtype(dtype));
+        const cpu::OptimizerArguments<T> arguments = {
+            .master = data<T>(master),
+            .m = data<T>(m),
+            .v = data<T>(v),
+            .gradient = data<T>(gradient),
+            .compute_copy = has_copy ? data<cpu::bf16>(copy) : nullptr,
+            .gradient_scale = data<T>(scale),
+            .learning_rate = options.learning_rate,
+            .beta1 = options.beta1,
+            .beta2 = options.beta2,
+            .eps = options.eps,
+            .weight_decay = options.weight_decay,
+            .step_size = options.learning_rate / (1 - std::pow(options.beta1, 3)),
+            .sqrt_bias_correction2 = std::sqrt(1 - std::pow(options.beta2, 3))};
+        Typed<T>::optimizer(table).adamw(arguments, 0, n);
+        adamw_(plain_master, plain_m, plain_v, gradient, {}, scale, options, Body::plain);
+        EXPECT_LT(distance(master, plain_master), this->close);
+        EXPECT_LT(distance(m, plain_m), this->close);
+        EXPECT_LT(distance(v, plain_v), this->close);
+        if (has_copy) {
+          EXPECT_TRUE(same_bits(copy, master.to(at::kBFloat16)));
+        }
+        Typed<T>::optimizer(table).sgd(arguments, 0, n);
+        sgd_(plain_master, gradient, {}, scale, 1e-2, 0.1, Body::plain);
+        EXPECT_LT(distance(master, plain_master), this->close);
       }
-      Typed<T>::optimizer(table).sgd(arguments, 0, n);
-      sgd_(plain_master, gradient, {}, scale, 1e-2, 0.1, Body::plain);
-      EXPECT_LT(distance(master, plain_master), this->close);
     }
   }
 }

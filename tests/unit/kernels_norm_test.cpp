@@ -71,15 +71,15 @@ TEST(RmsNorm, FusedIsPlain) {
 }
 
 TEST(RmsNorm, WeightGradientHasTheSameBitsOnAnyNumberOfThreads) {
-  const at::Tensor x = random_tensor({1031, 96}, at::kFloat, 1);
-  const at::Tensor weight = random_tensor({96}, at::kFloat, 2);
-  const at::Tensor dy = random_tensor({1031, 96}, at::kFloat, 3);
+  const at::Tensor x = random_tensor({1031, 580}, at::kFloat, 1);
+  const at::Tensor weight = random_tensor({580}, at::kFloat, 2);
+  const at::Tensor dy = random_tensor({1031, 580}, at::kFloat, 3);
   const NormOutput norm = rms_norm(x, weight, kEps);
   const int threads = at::get_num_threads();
   std::vector<at::Tensor> results;
   for (const int n : {1, 2, 3}) {
     at::set_num_threads(n);
-    results.push_back(at::zeros({96}));
+    results.push_back(at::zeros({580}));
     rms_norm_backward(dy, x, norm.rstd, weight, {}, results.back());
   }
   at::set_num_threads(threads);

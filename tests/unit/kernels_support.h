@@ -5,6 +5,8 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 
+#include "kernels/adamw.h"
+
 namespace picotron {
 
 inline at::Tensor random_tensor(at::IntArrayRef sizes, at::ScalarType dtype, uint64_t seed) {
@@ -29,6 +31,13 @@ inline double tolerance(at::ScalarType dtype) {
   if (dtype == at::kDouble) return 1e-14;
   return dtype == at::kFloat ? 1e-6 : 1e-2;
 }
+
+inline constexpr AdamWOptions kThirdUpdate = {.learning_rate = 1e-2,
+                                              .beta1 = 0.9,
+                                              .beta2 = 0.95,
+                                              .eps = 1e-8,
+                                              .weight_decay = 0.1,
+                                              .step = 3};
 
 inline constexpr at::ScalarType kDtypes[] = {at::kBFloat16, at::kFloat, at::kDouble};
 inline constexpr double kJudge = 1e-10;  // a written backward against vjp, in float64
