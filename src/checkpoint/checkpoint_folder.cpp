@@ -284,9 +284,11 @@ std::string remedy_for_damage(const fs::path& checkpoint) {
   std::string before;
   for (const CheckpointEntry& entry : list_checkpoints(checkpoint.parent_path()))
     if (entry.step < *step) before = entry.folder.string();
-  return before.empty()
-             ? "; no complete checkpoint is before it"
-             : fmt::format("; the one before it is {}: set checkpoint.load_path to it", before);
+  return before.empty() ? "; no complete checkpoint is before it"
+                        : fmt::format(
+                              "; the one before it is {0}: to go on from that, give --resume never "
+                              "--load_path {0}",
+                              before);
 }
 
 void remove_checkpoint(const fs::path& checkpoint) {

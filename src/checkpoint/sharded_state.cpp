@@ -405,6 +405,11 @@ void read_part(const StoredTensor& stored, const LocalPart& part, const at::Tens
 void read_sharded(const fs::path& checkpoint, const TensorShapes& shapes,
                   const ShardedTensors& tensors, const std::vector<LocalPart>& parts) {
   const SafetensorsFolder folder(checkpoint / tensors.folder);
+  for (const auto& [name, stored] : folder.tensors()) {
+    if (!shapes.contains(name))
+      throw user_error("{}: the model has no tensor {}; is the checkpoint of another architecture?",
+                       folder.file_of(name).string(), name);
+  }
   for (const auto& [name, shape] : shapes) {
     const auto found = folder.tensors().find(name);
     if (found == folder.tensors().end()) {

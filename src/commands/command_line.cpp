@@ -89,7 +89,9 @@ std::string short_flags_help() {
   std::string text =
       "Flags for keys of the configuration (any key may also be given as --section.key VALUE):\n";
   for (const FieldInfo& field : all_fields()) {
-    if (!field.flag.empty()) text += fmt::format("  --{:<26} {}\n", field.flag, field.description);
+    if (!field.flag.empty())
+      text +=
+          fmt::format("  --{:<26} {} [{}]\n", field.flag, field.description, field.default_text);
   }
   return text;
 }

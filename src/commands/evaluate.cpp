@@ -24,6 +24,12 @@ bool is_given(const std::vector<Override>& overrides, std::string_view key) {
   return std::ranges::any_of(overrides, [&](const Override& o) { return o.key == key; });
 }
 
+std::optional<std::string> token_of(const std::vector<Override>& overrides) {
+  for (const Override& given : overrides)
+    if (given.key == "environment.HF_TOKEN") return given.value;
+  return std::nullopt;
+}
+
 // The run whose validation is what is asked for.
 Config config_of(const std::string& model_folder, const std::string& data,
                  std::vector<Override> overrides) {
@@ -87,9 +93,10 @@ int evaluate_command(const std::vector<std::string>& arguments) {
   if (checkpoint.empty() && model.empty())
     throw user_error("evaluate needs --checkpoint DIR or --model DIR");
 
-  const std::string folder = model_folder_of(checkpoint.empty() ? model : checkpoint).string();
+  const std::string folder =
+      model_folder_of(checkpoint.empty() ? model : checkpoint, token_of(overrides)).string();
   const Config config = config_of(folder, data, overrides);
-  const bool on_gpu = !config.distributed.use_cpu.value_or(!gpu_available());
+  const bool on_gpu = computes_on_gpu(config);
   const Run run = prepare_run(config, on_gpu);
   std::vector<std::string> argv{"picotron", "evaluate"};
   argv.insert(argv.end(), arguments.begin(), arguments.end());
@@ -99,7 +106,8 @@ int evaluate_command(const std::vector<std::string>& arguments) {
       .timeout = std::chrono::milliseconds(
           static_cast<int64_t>(1000 * config.distributed.timeout_seconds)),
       .threads_per_rank = static_cast<int>(config.environment.OMP_NUM_THREADS.value_or(0)),
-      .argv = argv};
+      .argv = argv,
+      .ends_at_once = true};
   return launch(options, [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
     const at::NoGradGuard no_backward;
     const std::unique_ptr<Device> device =

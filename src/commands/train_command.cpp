@@ -45,7 +45,7 @@ int check_and_launch(const std::vector<std::string>& arguments) {
                                : load_config(file, overrides, known_layout_sizes);
   resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });
   const Environment& environment = config.environment;
-  const bool on_gpu = !config.distributed.use_cpu.value_or(!gpu_available());
+  const bool on_gpu = computes_on_gpu(config);
 
   if (!on_gpu && config.distributed.backend == Backend::nccl) {
     throw user_error(

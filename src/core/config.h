@@ -228,7 +228,6 @@ int64_t tokens_per_step(const Config& config);
 void resolve_environment(Config& config, const std::function<const char*(const char*)>& get);
 
 std::string to_json(const Config& config);  // every key; a token is written as null
-std::string config_help();  // the keys, their defaults and a sentence each: for --help
 std::string explain(std::string_view key);  // one key, or one section, or everything for ""
 std::string config_markdown();              // docs/configuration.md
 std::string_view program_version();         // "0.1.0"

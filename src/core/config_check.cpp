@@ -255,7 +255,7 @@ std::vector<std::string> warnings(const Config& config) {
   std::vector<std::string> sentences;
   for (const Field& field : config_table::table()) {
     if (!field.built() && !config_table::is_default(field, config)) {
-      sentences.push_back(fmt::format("{} {} is not built yet: {}", field.name(),
+      sentences.push_back(fmt::format("{} {} has no effect: {}", field.name(),
                                       config_table::value_text(field, config), field.instead));
     }
   }
@@ -264,6 +264,13 @@ std::vector<std::string> warnings(const Config& config) {
     sentences.push_back(
         fmt::format("warmup_steps {} exceeds total_train_steps {}: the learning rate ends below {}",
                     t.warmup_steps, t.total_train_steps, t.learning_rate));
+  }
+  const Checkpoint& saves = config.checkpoint;
+  if (saves.save_frequency > t.total_train_steps && saves.save_seconds == 0) {
+    sentences.push_back(
+        fmt::format("no checkpoint will be written, for checkpoint.save_frequency {} exceeds "
+                    "total_train_steps {}",
+                    saves.save_frequency, t.total_train_steps));
   }
   return sentences;
 }

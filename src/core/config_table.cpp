@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "core/limits.h"
+
 namespace picotron {
 
 // An enum's names, in the order of its values.
@@ -71,13 +73,18 @@ constexpr Range from(double low, double high = std::numeric_limits<double>::infi
 constexpr Range above(double low, double high) {
   return {.low = low, .high = high, .low_included = false};
 }
+constexpr Range between(double low, double high) {
+  return {.low = low, .high = high, .low_included = false, .high_included = false};
+}
+constexpr Range up_to(int64_t high) {
+  return from(1, static_cast<double>(high));
+}
 constexpr Range from_to_below(double low, double high) {
   return {.low = low, .high = high, .high_included = false};
 }
 
 // Limits far beyond any run, so that products of sizes stay within 64 bits.
 constexpr Range ranks_of_an_axis = from(1, 65536);
-constexpr Range shape = from(1, 1 << 24);
 constexpr Range steps = from(1, 1e9);
 constexpr Range steps_or_off = from(0, 1e9);
 
@@ -139,31 +146,32 @@ const Field fields[] = {
   {AT(model, dtype), reference, "The precision of the computation; float64 is for tests, on a CPU.",
    {}, "bfloat16 where the machine is quick at it, else float32", "dtype"},
   {AT(model, num_hidden_layers), reference, "Transformer layers.",
-   from(1, 65536), "the named model's", "num_hidden_layers"},
+   up_to(limits::kLayers), "the named model's", "num_hidden_layers"},
   {AT(model, num_attention_heads), reference, "Query heads of attention.",
-   from(1, 65536), "the named model's", "num_attention_heads"},
+   up_to(limits::kHeads), "the named model's", "num_attention_heads"},
   {AT(model, num_key_value_heads), reference,
    "Key/value heads of attention; divides num_attention_heads.",
-   from(1, 65536), "the named model's, else num_attention_heads", "num_key_value_heads"},
+   up_to(limits::kHeads), "the named model's, else num_attention_heads", "num_key_value_heads"},
   {AT(model, hidden_size), ours, "Width of the residual stream.",
-   shape, "the named model's", "hidden_size"},
+   up_to(limits::kHidden), "the named model's", "hidden_size"},
   {AT(model, intermediate_size), ours, "Width of the feed-forward layer.",
-   shape, "the named model's", "intermediate_size"},
+   up_to(limits::kIntermediate), "the named model's", "intermediate_size"},
   {AT(model, vocab_size), ours, "Rows of the embedding.",
-   from(1, 1u << 31), "the named model's, else the data set's", "vocab_size"},
+   up_to(limits::kVocabulary), "the named model's, else the data set's", "vocab_size"},
   {AT(model, max_position_embeddings), ours, "The longest sequence the model is described for.",
-   from(1, 1 << 30), "the named model's", "max_position_embeddings"},
+   up_to(limits::kPositions), "the named model's", "max_position_embeddings"},
   {AT(model, head_dim), ours, "Width of one attention head; even.",
-   shape, "the named model's, else hidden_size / num_attention_heads", "head_dim"},
+   up_to(limits::kHeadDim),
+   "the named model's, else hidden_size / num_attention_heads", "head_dim"},
   {AT(model, rms_norm_eps), ours, "Added to the mean square in RMSNorm.",
-   above(0, 1), "the named model's", "rms_norm_eps"},
+   between(0, 1), "the named model's", "rms_norm_eps"},
   {AT(model, rope_theta), ours, "Base of the rotary frequencies.",
-   above(0, 1e12), "the named model's", "rope_theta"},
+   from(1, limits::kRopeTheta), "the named model's", "rope_theta"},
   {AT(model, rope_scaling), ours,
    "Llama 3's stretching of the rotary frequencies, as in a Hugging Face config.json.",
    {}, "the named model's"},
   {AT(model, initializer_range), ours, "Standard deviation of the initial weights.",
-   from(0, 1e3), "the named model's", "initializer_range"},
+   from(0, limits::kInitializerRange), "the named model's", "initializer_range"},
   {AT(model, attention_bias), ours, "Biases in the attention's linear layers.",
    {}, "the named model's", "attention_bias"},
   {AT(model, mlp_bias), ours, "Biases in the feed-forward's linear layers.",
@@ -184,7 +192,7 @@ const Field fields[] = {
   {AT(training, total_train_steps), reference, "Optimizer steps of the run.",
    steps, {}, "total_train_steps"},
   {AT(training, seq_length), reference, "Tokens of a sequence.",
-   shape, {}, "seq_len"},
+   from(1, 1 << 24), {}, "seq_len"},
   {AT(training, micro_batch_size), reference, "Sequences that a rank computes at once.",
    from(1, 1 << 20), {}, "mbs"},
   {AT(training, gradient_accumulation_steps), reference,
@@ -294,7 +302,7 @@ const Field fields[] = {
   {AT(environment, OMP_NUM_THREADS), reference, "Threads of a rank.",
    from(1, 4096), "the host's cores over its ranks"},
   {AT(environment, TOKENIZERS_PARALLELISM), reference, "Tokenize in parallel.",
-   {}, {}, {}, not_built("text is tokenized by one worker")},
+   {}, {}, {}, not_built("dataset.num_proc says how many threads tokenize")},
   {AT(environment, FLASH_ATTEN), reference, "\"0\" switches model.use_flash_attention off."},
   {AT(environment, HF_TOKEN), reference,
    "The token for the hub; better set in the process environment, for files get shared.",

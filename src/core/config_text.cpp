@@ -40,7 +40,7 @@ std::string default_text(const Field& field) {
 std::string sentences(const Field& field) {
   std::string text(field.description);
   if (!field.null_means.empty()) text += fmt::format(" null: {}.", field.null_means);
-  return field.built() ? text : fmt::format("{} Not built yet: {}.", text, field.instead);
+  return field.built() ? text : fmt::format("{} It has no effect: {}.", text, field.instead);
 }
 
 std::string explained(const Field& field) {
@@ -50,7 +50,7 @@ std::string explained(const Field& field) {
   text += fmt::format(
       "  {}; on the command line --{}",
       field.origin == Origin::reference ? "A key of the reference" : "A key of ours", field.name());
-  if (!field.flag.empty()) text += fmt::format(", in create-config also --{}", field.flag);
+  if (!field.flag.empty()) text += fmt::format(" or --{}", field.flag);
   return text + ".\n";
 }
 
@@ -87,16 +87,6 @@ std::string to_json(const Config& config) {
   return text + "\n  }\n}\n";
 }
 
-std::string config_help() {
-  std::string text = "Every key of the configuration can be given on the command line:\n";
-  walk([&](std::string_view section) { text += fmt::format("\n{}\n", section_sentence(section)); },
-       [&](const Field& field) {
-         text += fmt::format("  --{} {}\n      {}\n", field.name(), default_text(field),
-                             sentences(field));
-       });
-  return text;
-}
-
 std::string explain(std::string_view key) {
   if (const Field* field = config_table::find(key)) return explained(*field);
   std::string text;
@@ -121,11 +111,11 @@ compares.
 A run is described by one `config.json`. Every key may be left out; `//` and `/* */` comments are
 accepted. Any key can be given on the command line:
 `picotron train --config C --training.learning_rate 1e-3`, and the short flag, where there is one,
-in `picotron create-config` and where `picotron train` is used without a file. A configuration that
-names neither a `model` nor a `dataset` is laid over `configs/stories.json`, so `{}` trains. In
-every other one an absent key has the default below, which is the reference's where the key is the
-reference's, but for what the machine decides (`use_cpu`, `backend`, `dtype`, `OMP_NUM_THREADS`),
-the model's shape, which is the named model's own, and `dataset.name`.
+does the same. A configuration that names neither a `model` nor a `dataset` is laid over
+`configs/stories.json`, so `{}` trains. In every other one an absent key has the default below,
+which is the reference's where the key is the reference's, but for what the machine decides
+(`use_cpu`, `backend`, `dtype`, `OMP_NUM_THREADS`), the model's shape, which is the named model's
+own, and `dataset.name`.
 
 Sizes: the global batch has `micro_batch_size` · `gradient_accumulation_steps` · `dp_size`
 sequences; `global_batch_size` fixes it and the accumulation follows. `tp_size` divides
@@ -157,7 +147,7 @@ std::vector<FieldInfo> all_fields() {
                    .type = config_table::type_name(field),
                    .default_text = default_text(field),
                    .requirement = config_table::requirement(field),
-                   .description = std::string(field.description),
+                   .description = sentences(field),
                    .flag = std::string(field.flag),
                    .in_reference = field.origin == Origin::reference,
                    .built = field.built()});

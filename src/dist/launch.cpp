@@ -315,10 +315,10 @@ int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv
   const LaunchEnvironment environment = read_environment(get);
   // A peer that is gone is an error which names it, not the end of this process.
   std::signal(SIGPIPE, SIG_IGN);
-  // A rank that others started may wait for one that never comes; make_mesh ends this.
+  // A rank that others started may wait for one that never comes; train() ends this.
   const bool waits =
       environment.started != Started::single && environment.started != Started::by_us;
-  install_handlers(environment, /*ends_at_once=*/waits);
+  install_handlers(environment, waits || options.ends_at_once);
   if (environment.started == Started::single) {
     if (options.world_size == 1) return run_alone(options, rank_main);
     check_ranks_here(options);

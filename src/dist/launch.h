@@ -31,6 +31,7 @@ struct LaunchOptions {
   int threads_per_rank = 0;        // of OpenMP; 0: cores / ranks on this machine
   std::vector<std::string> argv;   // of this process; ranks are started with the same
   std::string report_folder = {};  // where dist/operations.h writes; "": nowhere
+  bool ends_at_once = false;       // at a request to stop: it has nothing to save
 };
 
 // The first thing that a command which prepares a run does. From here on the signals of dist/stop.h

@@ -12,7 +12,6 @@
 #include "dist/collectives.h"
 #include "dist/gloo.h"
 #include "dist/heartbeat.h"
-#include "dist/stop.h"
 
 namespace picotron {
 namespace {
@@ -223,7 +222,6 @@ Mesh make_mesh(const AxisSizes& sizes, const Rendezvous& rendezvous, const MeshO
                          });
   // A rank that were done at once would close its connections while others still open theirs.
   barrier(mesh.world);
-  heed_stops_after_a_step();
   return mesh;
 }
 

@@ -179,8 +179,8 @@ void Repository::require_success(const http::Response& response, const std::stri
   const std::string name = what() + " " + id_;
   const std::string page = options_.endpoint + (kind_ == "models" ? "/" : "/datasets/") + id_;
   if (code == "GatedRepo")
-    throw user_error("{} is gated: accept its terms at {}, and give {} in HF_TOKEN or --hf_token",
-                     name, page, has_token ? "the token of who has accepted them" : "your token");
+    throw user_error("{} is gated: accept its terms at {}, and give {} in HF_TOKEN", name, page,
+                     has_token ? "the token of who has accepted them" : "your token");
   if (code == "EntryNotFound")
     throw user_error("{} has no file {} on {}", name, file, options_.endpoint);
   if (code == "RevisionNotFound")
@@ -188,12 +188,12 @@ void Repository::require_success(const http::Response& response, const std::stri
   if (code == "RepoNotFound" || response.status == 404)
     throw user_error(
         "{} has no {}, or it is private{}: check the name, or give a token that may "
-        "read it in HF_TOKEN or --hf_token",
+        "read it in HF_TOKEN",
         options_.endpoint, name, has_token ? " and the token may not read it" : "");
   if (response.status == 401 || response.status == 403)
-    throw user_error("{} refuses {} ({}): {}", options_.endpoint, name, response.status,
-                     has_token ? "the token in HF_TOKEN or --hf_token is not valid for it"
-                               : "give a token in HF_TOKEN or --hf_token");
+    throw user_error(
+        "{} refuses {} ({}): {}", options_.endpoint, name, response.status,
+        has_token ? "the token in HF_TOKEN is not valid for it" : "give a token in HF_TOKEN");
   if (response.status == 429)
     throw run_error("{} answers that there were too many requests (429): wait some minutes{}",
                     options_.endpoint,

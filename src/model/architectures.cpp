@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "core/error.h"
+#include "core/limits.h"
 #include "model/huggingface_config.h"
 #include "model/known_architectures.h"
 
@@ -16,15 +17,6 @@ namespace picotron {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Far above any model, and low enough that no product of them overflows 64 bits.
-constexpr int64_t kMaxVocabulary = int64_t{1} << 31;
-constexpr int64_t kMaxHidden = int64_t{1} << 20;
-constexpr int64_t kMaxIntermediate = int64_t{1} << 22;
-constexpr int64_t kMaxLayers = 10'000;
-constexpr int64_t kMaxHeads = int64_t{1} << 14;
-constexpr int64_t kMaxHeadDim = int64_t{1} << 12;
-constexpr int64_t kMaxPositions = int64_t{1} << 31;
 
 std::string divisors_of(int64_t number) {
   std::vector<int64_t> divisors;
@@ -45,9 +37,9 @@ void check_rope_scaling(const RopeScaling& rope, const std::string& source) {
         source, rope.low_freq_factor, rope.high_freq_factor);
   }
   if (rope.original_max_position_embeddings < 1 ||
-      rope.original_max_position_embeddings > kMaxPositions) {
+      rope.original_max_position_embeddings > limits::kPositions) {
     throw user_error("{}: rope_scaling original_max_position_embeddings {} is not from 1 to {}",
-                     source, rope.original_max_position_embeddings, kMaxPositions);
+                     source, rope.original_max_position_embeddings, limits::kPositions);
   }
 }
 
@@ -84,7 +76,7 @@ LlamaConfig unnamed_architecture(const ModelKeys& keys, std::optional<int64_t> d
   }
   config.vocab_size = dataset_vocab_size.value_or(0);
   config.num_key_value_heads = config.num_attention_heads;
-  if (config.hidden_size > 0 && config.hidden_size <= kMaxHidden) {
+  if (config.hidden_size > 0 && config.hidden_size <= limits::kHidden) {
     config.intermediate_size = (8 * config.hidden_size / 3 + 31) / 32 * 32;
   }
   if (config.num_attention_heads > 0) {
@@ -108,13 +100,13 @@ void check_architecture(const LlamaConfig& config, const std::string& source) {
       throw user_error("{}: {} {} is not from 1 to {}", source, key, value, most);
     }
   };
-  within("vocab_size", config.vocab_size, kMaxVocabulary);
-  within("hidden_size", config.hidden_size, kMaxHidden);
-  within("intermediate_size", config.intermediate_size, kMaxIntermediate);
-  within("num_hidden_layers", config.num_hidden_layers, kMaxLayers);
-  within("num_attention_heads", config.num_attention_heads, kMaxHeads);
-  within("num_key_value_heads", config.num_key_value_heads, kMaxHeads);
-  within("max_position_embeddings", config.max_position_embeddings, kMaxPositions);
+  within("vocab_size", config.vocab_size, limits::kVocabulary);
+  within("hidden_size", config.hidden_size, limits::kHidden);
+  within("intermediate_size", config.intermediate_size, limits::kIntermediate);
+  within("num_hidden_layers", config.num_hidden_layers, limits::kLayers);
+  within("num_attention_heads", config.num_attention_heads, limits::kHeads);
+  within("num_key_value_heads", config.num_key_value_heads, limits::kHeads);
+  within("max_position_embeddings", config.max_position_embeddings, limits::kPositions);
   if (config.num_attention_heads % config.num_key_value_heads != 0) {
     throw user_error("{}: num_key_value_heads {} does not divide num_attention_heads {}; use {}",
                      source, config.num_key_value_heads, config.num_attention_heads,
@@ -128,7 +120,7 @@ void check_architecture(const LlamaConfig& config, const std::string& source) {
         config.hidden_size / config.num_attention_heads * config.num_attention_heads,
         (config.hidden_size / config.num_attention_heads + 1) * config.num_attention_heads);
   }
-  within("head_dim", config.head_dim, kMaxHeadDim);
+  within("head_dim", config.head_dim, limits::kHeadDim);
   if (config.head_dim % 2 != 0) {
     throw user_error("{}: head_dim {} is odd; RoPE turns pairs, so it must be even", source,
                      config.head_dim);
@@ -136,12 +128,13 @@ void check_architecture(const LlamaConfig& config, const std::string& source) {
   if (!(config.rms_norm_eps > 0 && config.rms_norm_eps < 1)) {
     throw user_error("{}: rms_norm_eps {} is not between 0 and 1", source, config.rms_norm_eps);
   }
-  if (!(config.rope_theta >= 1 && config.rope_theta <= 1e15)) {
-    throw user_error("{}: rope_theta {} is not from 1 to 1e15", source, config.rope_theta);
+  if (!(config.rope_theta >= 1 && config.rope_theta <= limits::kRopeTheta)) {
+    throw user_error("{}: rope_theta {} is not from 1 to {}", source, config.rope_theta,
+                     limits::kRopeTheta);
   }
-  if (!(config.initializer_range >= 0 && config.initializer_range <= 1)) {
-    throw user_error("{}: initializer_range {} is not from 0 to 1", source,
-                     config.initializer_range);
+  if (!(config.initializer_range >= 0 && config.initializer_range <= limits::kInitializerRange)) {
+    throw user_error("{}: initializer_range {} is not from 0 to {}", source,
+                     config.initializer_range, limits::kInitializerRange);
   }
   if (config.rope_scaling) check_rope_scaling(*config.rope_scaling, source);
 }

@@ -50,10 +50,11 @@ LlamaConfig resolve_named_architecture(const Config& config,
                               dataset_vocab_size);
 }
 
-std::filesystem::path model_folder_of(const std::string& name) {
+std::filesystem::path model_folder_of(const std::string& name,
+                                      const std::optional<std::string>& given_token) {
   std::vector<std::string> notes;
   if (!is_hub_id(name)) return find_model_folder(name);
-  return fetched(name, ModelFiles::all, hub_options(std::nullopt), notes);
+  return fetched(name, ModelFiles::all, hub_options(given_token), notes);
 }
 
 std::string tokenizer_name_of(const std::string& name) {

@@ -23,8 +23,10 @@ ModelKeys with_folders(const ModelKeys& keys, const HubOptions& hub,
 LlamaConfig resolve_named_architecture(const Config& config,
                                        std::optional<int64_t> dataset_vocab_size);
 
-// The folder of a checkpoint's or a Hugging Face model, or of a hub id, whose files are fetched.
-std::filesystem::path model_folder_of(const std::string& name);
+// The folder of a checkpoint's or a Hugging Face model, or of a hub id, whose files are fetched,
+// with the token of HF_TOKEN, else the one given.
+std::filesystem::path model_folder_of(const std::string& name,
+                                      const std::optional<std::string>& given_token = {});
 // A tokenizer's name as open_tokenizer() wants it: a hub id becomes a folder.
 std::string tokenizer_name_of(const std::string& name);
 

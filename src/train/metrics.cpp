@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/files.h"
 #include "core/log.h"
 #include "kernels/matmul.h"
 #include "model/architectures.h"
@@ -60,8 +61,10 @@ RunLog::~RunLog() {
 
 double RunLog::mfu(double tokens_per_second) const {
   if (peak_flops_ <= 0) return 0;
-  const double flops =
-      reference_flops_per_token(run_.architecture, run_.config.training.seq_length);
+  // Documents apart attend to less than the reference's formula says: they count without attention.
+  const int64_t attended =
+      run_.config.dataset.document_masking ? 0 : run_.config.training.seq_length;
+  const double flops = reference_flops_per_token(run_.architecture, attended);
   return tokens_per_second / static_cast<double>(world_size(run_.config)) * flops / peak_flops_;
 }
 
@@ -124,6 +127,10 @@ void RunLog::write(const StepMetrics& m) {
   if (on_terminal_) draw_progress(m.step);
 }
 
+void RunLog::sync() {
+  if (!silent_) sync_file(path_);
+}
+
 void RunLog::draw_progress(int64_t step) {
   constexpr size_t kWidth = 40;
   const double done =
@@ -168,9 +175,11 @@ std::string RunLog::summary(bool stopped) {
   double mean = 0;
   for (size_t i = history_.size() - tail; i < history_.size(); ++i)
     mean += history_[i].loss / static_cast<double>(tail);
+  const StepMetrics& first = history_.front();  // of a run that goes on, a later one
   text += fmt::format(
-      "  loss           {:.4f} at the first step, {:.4f} at the last ({:.4f} over the last {})\n",
-      history_.front().loss, last.loss, mean, tail);
+      "  loss           {:.4f} at {}, {:.4f} at the last ({:.4f} over the last {})\n", first.loss,
+      first.step == 1 ? "the first step" : fmt::format("step {}", first.step), last.loss, mean,
+      tail);
   if (const auto floor = run_.datasets.train->floor()) {
     text += fmt::format("  best possible  {:.4f} (the entropy of the data): {:.1f}% above it\n",
                         *floor, 100 * (mean / *floor - 1));

@@ -46,6 +46,7 @@ class RunLog {
   RunLog& operator=(const RunLog&) = delete;
 
   void write(const StepMetrics& metrics);
+  void sync();                    // what was written is on the disk; RunError where it fails
   void say_epoch(int64_t epoch);  // the data begins again
   // What checkpoints took.
   void write(const std::vector<SaveReport>& reports);

@@ -5,11 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
 #include "core/files.h"
+#include "data/mixture.h"
 
 namespace picotron {
 namespace {
@@ -47,6 +49,16 @@ std::string sizes_that_do(int64_t global_batch, int64_t dp_size) {
   for (int64_t size = 1; size <= global_batch; ++size)
     if (global_batch % size == 0) sizes.push_back(size);
   return fmt::format("use dp_size {}", fmt::join(sizes, ", "));
+}
+
+// A data set's name by its last parts, with the weights of a mixture: the files may have moved.
+std::string last_names(const std::string& name) {
+  std::string names;
+  for (const Ingredient& part : parse_mixture(name)) {
+    const fs::path path = fs::path(part.name) / "";  // "code" and "code/" are one folder
+    names += fmt::format("{} {} ", part.weight, path.parent_path().filename().string());
+  }
+  return names;
 }
 
 // Lines of metrics.jsonl up to a step; a last line that was cut short is left out too.
@@ -106,13 +118,24 @@ std::vector<std::string> take_over(const Start& start, Config& config) {
   return lines;
 }
 
-DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened,
+bool reads_alike(const Start& start, const Config& config) {
+  const ordered_json now = ordered_json::parse(to_json(config));
+  const auto key = [](const ordered_json& all, const char* name) {
+    const ordered_json keys = all.is_object() ? all.value("dataset", ordered_json()) : all;
+    const ordered_json value = keys.is_object() ? keys.value(name, ordered_json()) : keys;
+    return value.is_string() ? last_names(value.get<std::string>()) : value.dump();
+  };
+  return std::ranges::all_of(
+      std::array{"tokenizer", "text_column", "subset_name", "split"},
+      [&](const char* name) { return key(start.state.config, name) == key(now, name); });
+}
+
+DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened, bool alike,
                         std::vector<std::string>& notes) {
   const auto rows_of = [](const DataPosition& data) {
     return fmt::format("{} with {} rows of {} tokens", data.name, data.num_rows, data.seq_length);
   };
-  // By its last name: the files may have moved.
-  const bool same = fs::path(saved.name).filename() == fs::path(opened.name).filename() &&
+  const bool same = alike && last_names(saved.name) == last_names(opened.name) &&
                     saved.seq_length == opened.seq_length && saved.num_rows == opened.num_rows;
   if (!same) {
     notes.push_back(fmt::format("the data begin at their first row: they are {}, were {}",
@@ -124,6 +147,19 @@ DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened,
                                 saved.shuffle ? "shuffled" : "not shuffled"));
   }
   return saved;
+}
+
+void check_init_from(const Config& config) {
+  const std::string& save_dir = config.checkpoint.save_dir;
+  if (!config.model.init_from) return;
+  std::error_code absent;
+  const fs::path within = fs::weakly_canonical(*config.model.init_from, absent)
+                              .lexically_relative(fs::weakly_canonical(save_dir, absent));
+  if (within.empty() || !step_of(*within.begin())) return;
+  throw user_error(
+      "model.init_from {} is part of a checkpoint in checkpoint.save_dir {}, and a run that begins "
+      "there sets it aside; use another save_dir, or --resume auto to go on from it",
+      *config.model.init_from, save_dir);
 }
 
 void check_save_dir(const fs::path& save_dir) {
@@ -141,9 +177,12 @@ void check_save_dir(const fs::path& save_dir) {
 }
 
 bool goes_on_in_place(const fs::path& save_dir, const std::optional<Start>& start) {
+  if (!start) return false;
   std::error_code absent;
-  return start && fs::equivalent(fs::absolute(start->checkpoint).lexically_normal().parent_path(),
-                                 save_dir, absent);
+  const fs::path named = fs::absolute(start->checkpoint).lexically_normal();
+  // A link to one of them, too.
+  return fs::equivalent(named.parent_path(), save_dir, absent) ||
+         fs::equivalent(fs::weakly_canonical(named, absent).parent_path(), save_dir, absent);
 }
 
 std::vector<std::string> clear_the_way(const fs::path& save_dir,
@@ -157,13 +196,11 @@ std::vector<std::string> clear_the_way(const fs::path& save_dir,
     entries.push_back(entry.path());
   std::sort(entries.begin(), entries.end());
   for (const fs::path& path : entries) {
-    const std::string name = path.stem().string();
-    const bool numbered = name.size() <= 18 && !name.empty() &&
-                          name.find_first_not_of("0123456789") == std::string::npos;
-    if (!numbered || !fs::is_directory(path)) continue;
+    const std::optional<int64_t> step = step_of(path.stem());
+    if (!step || !fs::is_directory(path)) continue;
     if (path.extension() == ".partial") {
       fs::remove_all(path);
-    } else if (path.extension().empty() && std::stoll(name) > last_kept) {
+    } else if (path.extension().empty() && *step > last_kept) {
       done.push_back(
           fmt::format("{} of an earlier run is now {}", path.string(), set_aside(path).string()));
     }

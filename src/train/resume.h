@@ -30,10 +30,19 @@ std::optional<Start> find_start(const Config& config);
 // config. UserError with the sizes that would do, where the layout cannot make that batch.
 std::vector<std::string> take_over(const Start& start, Config& config);
 
-// The data as this run reads them, given the saved position: of the same data it goes on, of others
-// it begins at their first row. A line about it is added to `notes` where a person should know.
-DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened,
+// Whether the keys that make rows of the data (tokenizer, text_column, subset_name, split) are the
+// checkpoint's; a path counts by its last name, for files may have moved.
+bool reads_alike(const Start& start, const Config& config);
+
+// The data as this run reads them, given the saved position: of the same data, read alike, it goes
+// on; of others it begins at their first row. The same are those of one name (the last of a path;
+// in a mixture each, with its weight), seq_length and number of rows. A line about it is added to
+// `notes` where a person should know.
+DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened, bool alike,
                         std::vector<std::string>& notes);
+
+// UserError where init_from lies in a checkpoint that this run, which begins anew, sets aside.
+void check_init_from(const Config& config);
 
 // UserError where nothing can be written in save_dir, or, while it is not there, where it would be.
 void check_save_dir(const std::filesystem::path& save_dir);

@@ -8,6 +8,7 @@
 
 #include "checkpoint/huggingface.h"
 #include "core/error.h"
+#include "dist/device.h"
 #include "dist/stop.h"
 #include "kernels/matmul.h"
 #include "train/batches.h"
@@ -47,6 +48,10 @@ void check_memory(const Run& run, DType dtype) {
 }
 
 }  // namespace
+
+bool computes_on_gpu(const Config& config) {
+  return !config.distributed.use_cpu.value_or(!gpu_available());
+}
 
 DType planned_dtype(const Config& config, bool on_gpu) {
   const bool quick = on_gpu || cpu_has_fast_bfloat16();
@@ -106,6 +111,7 @@ Run prepare_run(const Config& config, bool on_gpu) {
   const uint64_t seed = keeps_seed ? run.start->state.train.data.seed : opened.seed;
   const HubOptions hub = hub_options(config);
   std::vector<std::string> notes;  // of downloads
+  if (!run.start) check_init_from(config);
   run.model = with_folders(config.model, hub, notes);
   run.datasets = open_datasets(
       {.name = data.name,
@@ -128,7 +134,9 @@ Run prepare_run(const Config& config, bool on_gpu) {
   opened.num_rows = train_data.num_rows();
   masked_document_end(config, train_data);  // before ranks are started
   if (run.datasets.validation) masked_document_end(config, *run.datasets.validation);
-  run.data = run.start ? go_on_with(run.start->state.train.data, opened, differences) : opened;
+  run.data = run.start ? go_on_with(run.start->state.train.data, opened,
+                                    reads_alike(*run.start, config), differences)
+                       : opened;
   if (run.start) {
     run.datasets.notes.push_back(fmt::format("Going on from {}, written after step {} in {}",
                                              run.start->checkpoint.string(),

@@ -31,11 +31,14 @@ struct Run {
 // The data may live on another machine, so only what needs no file is asked.
 std::optional<int64_t> vocabulary_of_data(const Config& config);
 
+// On a GPU, as the config says or, where it says nothing, as the machine allows.
+bool computes_on_gpu(const Config& config);
+
 // What a run computes in: the config's dtype, or the one that is quick there; float32 instead of a
-// bfloat16 that would be slower. Before a device is opened, `on_gpu` is what the config says.
+// bfloat16 that would be slower.
 DType planned_dtype(const Config& config, bool on_gpu);
 inline DType planned_dtype(const Config& config) {
-  return planned_dtype(config, config.distributed.use_cpu == false);
+  return planned_dtype(config, computes_on_gpu(config));
 }
 c10::ScalarType scalar_type_of(DType dtype);
 

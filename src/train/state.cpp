@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/files.h"
 #include "core/log.h"
+#include "dist/collectives.h"
 #include "model/initial_values.h"
 #include "train/layout.h"
 
@@ -55,7 +56,19 @@ std::vector<ShardedTensors> state_of(const Llama& model, const ShardedOptimizer&
 
 }  // namespace
 
-void check_start(const Run& run, const Mesh& mesh) {
+void check_start(const Run& run, const Mesh& mesh, const Device& device) {
+  at::Tensor steps = at::zeros({mesh.world_size}, at::device(device.torch()).dtype(at::kLong));
+  steps[mesh.global_rank] = run.start ? run.start->state.train.step : 0;
+  all_gather(steps, mesh.world).wait();
+  steps = steps.cpu();
+  const auto* step = steps.const_data_ptr<int64_t>();
+  for (int rank = 1; rank < mesh.world_size; ++rank) {
+    if (step[rank] != step[0])
+      throw user_error(
+          "rank 0 starts from step {} and rank {} from step {}: the ranks see different files in "
+          "checkpoint.save_dir or load_path; use a folder of a file system that all share",
+          step[0], rank, step[rank]);
+  }
   if (!run.start) return;
   const auto damage =
       find_damage(run.start->checkpoint, run.start->state, mesh.global_rank, mesh.world_size);

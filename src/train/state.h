@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "checkpoint/saver.h"
+#include "dist/device.h"
 #include "model/llama.h"
 #include "parallel/data_parallel.h"
 #include "train/optimizer.h"
@@ -11,9 +12,10 @@
 
 namespace picotron {
 
-// Reads this rank's share of the files of the checkpoint that the run starts from, once, against
-// their checksums. UserError naming what is damaged, and the checkpoint before it.
-void check_start(const Run& run, const Mesh& mesh);
+// All ranks start from the same step; then each reads its share of the checkpoint's files, once,
+// against their checksums. UserError naming a rank that has found another checkpoint than rank 0, or
+// what is damaged and the checkpoint before it.
+void check_start(const Run& run, const Mesh& mesh, const Device& device);
 
 // The values of this rank's part when the run begins, in full precision, into a buffer of the
 // layout of parameters.flat(): a checkpoint's masters, a Hugging Face folder, or drawn.

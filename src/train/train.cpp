@@ -93,7 +93,8 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
 
   const Mesh mesh =
       make_mesh(axis_sizes(config), rendezvous, mesh_options(config, run.architecture));
-  check_start(run, mesh);
+  heed_stops_after_a_step();
+  check_start(run, mesh, device);
   Llama model(run.architecture, mesh, llama_options(run, mesh.my.pp, device.torch()));
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
                       {.zero_stage = static_cast<int>(config.distributed.zero_stage)});
@@ -166,6 +167,7 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
       if (observer.after_reading) observer.after_reading(metrics);
     }
     if (saves) {
+      log.sync();
       saver->save(describe_state(run, state));
       clock.saved();
       watch.lap();

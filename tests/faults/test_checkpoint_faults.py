@@ -70,7 +70,8 @@ def kill_again_and_again(start, complains, folder, times, seed):
     for _ in range(times):
         before = (complete(folder) or [0])[-1]
         ranks = chance.choice([1, 2])
-        running = start(command("--dp", ranks, *(["--async"] if chance.random() < 0.5 else [])))
+        asynchronous = chance.random() < 0.5
+        running = start(command("--dp", ranks, *(["--async"] if asynchronous else [])))
         wait_until(has_gone_on_from(folder, before), running)
         time.sleep(chance.uniform(0, 0.25))
         whom = running.children() if ranks > 1 else []
@@ -84,7 +85,7 @@ def kill_again_and_again(start, complains, folder, times, seed):
         newest = complete(folder)[-1]
         lost.append(reached - newest)
         # One interval of one step; an asynchronous save may be under way for the step before.
-        assert reached - newest <= 2, f"{reached - newest} steps are lost"
+        assert reached - newest <= (2 if asynchronous else 1), f"{reached - newest} steps are lost"
     ended = start(command(steps=complete(folder)[-1] + 2)).end(within=30)
     assert ended.code == 0, ended.err
     check_history(folder)
@@ -240,7 +241,7 @@ DAMAGED = {
 def test_damage_is_found_before_it_is_used(fails, start, saved, pattern, spoil, says):
     (file,) = (saved / "4").glob(pattern)
     spoil(file)
-    fails(command(steps=6), 2, [file.name, says, "the one before it is out/2: set checkpoint.load_path to it"])
+    fails(command(steps=6), 2, [file.name, says, "to go on from that, give --resume never --load_path out/2"])
     assert steps(saved) == [1, 2, 3, 4], "nothing was changed"
     ended = start([*command(steps=5), "--resume", "never", "--load_path", "out/2"]).end(within=30)
     assert ended.code == 0, ended.err

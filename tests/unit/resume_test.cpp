@@ -172,6 +172,9 @@ class ResumeInPlaceTest : public ResumeTest, public ::testing::WithParamInterfac
     for (const int64_t stop : GetParam().after) {
       const fs::path save_dir = folder(fmt::format("stopped-{}", stop));
       Config config = config_of(distributed, dtype, tied, save_dir);
+      // A thread that saves while training goes on saves what training had.
+      config.checkpoint.async = dtype == DType::bfloat16;
+      config.checkpoint.save_frequency = config.checkpoint.async ? 6 : 30;
       train_ranks(until(config, stop));
       ASSERT_TRUE(fs::exists(save_dir / std::to_string(stop) / "state.json"));
       config.checkpoint.resume = Resume::automatic;
@@ -379,6 +382,86 @@ TEST_F(ResumeOtherwiseTest, OtherDataBeginAtTheirFirstRow) {
     return note.find("the data begin at their first row") != std::string::npos;
   };
   EXPECT_EQ(std::count_if(run.datasets.notes.begin(), run.datasets.notes.end(), says), 1);
+}
+
+TEST_F(ResumeOtherwiseTest, TheSameDataAreThoseThatMakeTheSameRows) {
+  const auto goes_on = [](const std::string& saved, const std::string& opened, bool alike = true) {
+    const DataPosition before{.name = saved, .seq_length = 16, .num_rows = 100, .position = 12};
+    const DataPosition now{.name = opened, .seq_length = 16, .num_rows = 100};
+    std::vector<std::string> notes;
+    return go_on_with(before, now, alike, notes).position == 12;
+  };
+  EXPECT_TRUE(goes_on("here/x.npy", "there/x.npy"));  // moved
+  EXPECT_TRUE(goes_on("here/code", "there/code/"));
+  EXPECT_FALSE(goes_on("here/code/", "here/books/"));
+  EXPECT_TRUE(goes_on("0.7 here/x.npy 0.3 here/y.npy", "0.7 there/x.npy 0.3 there/y.npy"));
+  EXPECT_FALSE(goes_on("0.7 here/x.npy 0.3 here/y.npy", "0.3 here/x.npy 0.7 here/y.npy"));
+  EXPECT_FALSE(goes_on("0.7 here/x.npy 0.3 here/y.npy", "0.7 here/z.npy 0.3 here/y.npy"));
+  EXPECT_FALSE(goes_on("here/x.npy", "here/x.npy", /*alike=*/false));
+
+  train_ranks(saved_after_3());
+  Config config = going_on();
+  const Start start = find_start(config).value();
+  EXPECT_TRUE(reads_alike(start, config));
+  config.dataset.text_column = "body";
+  EXPECT_FALSE(reads_alike(start, config));
+}
+
+TEST_F(ResumeOtherwiseTest, RefusesACheckpointWithMoreThanTheModelHas) {
+  train_ranks(saved_after_3());
+  Config config = going_on();
+  config.model.num_hidden_layers = 4;
+  const picotron::Run run = opened(config);
+  on_ranks(run, [&](const Rendezvous& rendezvous, const Device& device) {
+    try {
+      train(run, rendezvous, device);
+      ADD_FAILURE() << "a layer of the checkpoint was left out";
+    } catch (const UserError& error) {
+      EXPECT_NE(std::string(error.what()).find("the model has no tensor model.layers.4."),
+                std::string::npos)
+          << error.what();
+    }
+  });
+}
+
+TEST_F(ResumeOtherwiseTest, RefusesRanksThatHaveFoundDifferentCheckpoints) {
+  train_ranks(saved_after_3());
+  Config config = going_on();
+  config.distributed.dp_size = 2;
+  const picotron::Run run = opened(config);
+  picotron::Run anew = run;
+  anew.start.reset();
+  on_ranks(run, [&](const Rendezvous& rendezvous, const Device& device) {
+    try {
+      train(rendezvous.global_rank == 1 ? anew : run, rendezvous, device);
+      ADD_FAILURE() << "ranks have begun at different steps";
+    } catch (const UserError& error) {
+      EXPECT_NE(std::string(error.what()).find("rank 0 starts from step 3 and rank 1 from step 0"),
+                std::string::npos)
+          << error.what();
+    }
+  });
+}
+
+TEST_F(ResumeOtherwiseTest, ALinkToACheckpointIsTheCheckpoint) {
+  train_ranks(saved_after_3());
+  fs::create_directory_symlink(folder("from") / "3", folder("best"));
+  Config config = saved_after_3();
+  config.checkpoint.load_path = folder("best").string();
+  EXPECT_TRUE(goes_on_in_place(folder("from"), find_start(config)));
+  EXPECT_FALSE(goes_on_in_place(folder("to"), find_start(config)));
+}
+
+TEST_F(ResumeOtherwiseTest, RefusesWeightsThatItWouldSetAside) {
+  train_ranks(saved_after_3());
+  Config config = saved_after_3();
+  config.model.init_from = (folder("from") / "3" / "model").string();
+  EXPECT_THROW(prepare_run(config, /*on_gpu=*/false), UserError);
+  config.checkpoint.save_dir = folder("to").string();
+  EXPECT_NO_THROW(prepare_run(config, /*on_gpu=*/false));
+  config.checkpoint.save_dir = folder("from").string();
+  config.checkpoint.resume = Resume::automatic;
+  EXPECT_NO_THROW(prepare_run(config, /*on_gpu=*/false));
 }
 
 }  // namespace
