@@ -1,5 +1,5 @@
-// How large the sizes of a model may be, whether a configuration gives them or a file: far above any
-// model, and low enough that no product of them overflows 64 bits.
+// How large the sizes of a model may be, in a configuration or in a file: far above any model, and
+// low enough that no product of them overflows 64 bits.
 #pragma once
 #include <cstdint>
 

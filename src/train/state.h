@@ -13,8 +13,8 @@
 namespace picotron {
 
 // All ranks start from the same step; then each reads its share of the checkpoint's files, once,
-// against their checksums. UserError naming a rank that has found another checkpoint than rank 0, or
-// what is damaged and the checkpoint before it.
+// against their checksums. UserError naming a rank that has found another checkpoint than rank 0,
+// or what is damaged and the checkpoint before it.
 void check_start(const Run& run, const Mesh& mesh, const Device& device);
 
 // The values of this rank's part when the run begins, in full precision, into a buffer of the
