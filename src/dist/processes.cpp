@@ -163,8 +163,9 @@ class Family {
         ++child;
         continue;
       }
-      if (!killed_by_us_) note_end(child->second, status);
+      const int rank = child->second;
       child = running_.erase(child);
+      if (!killed_by_us_) note_end(rank, status);
     }
   }
   void kill_late_ones() {
@@ -197,6 +198,7 @@ class Family {
   void note_end(int rank, int status) {
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
     code_ = worse_exit_code(code_, code);
+    if (code == kStoppedAfterSave) send_all(SIGTERM);  // what stops one stops all
     if (code == 0 || code == kStoppedAfterSave) return;
     if (!deadline_) deadline_ = Clock::now() + (code == 2 ? kGraceAfterUserError : kGrace);
     lost_[rank] = WIFSIGNALED(status) ? fmt::format("was ended by signal {}{}", WTERMSIG(status),

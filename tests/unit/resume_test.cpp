@@ -110,6 +110,26 @@ void train_ranks(const Config& config) {
   });
 }
 
+// Reads the checkpoint that the run starts from, and writes it again.
+void write_again(const Run& run) {
+  on_ranks(run, [&](const Rendezvous& rendezvous, const Device& device) {
+    const at::NoGradGuard no_grad;
+    const Mesh mesh =
+        make_mesh(axis_sizes(run.config), rendezvous, mesh_options(run.config, run.architecture));
+    Llama model(run.architecture, mesh, llama_options(run, mesh.my.pp, device.torch()));
+    Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
+                        {.zero_stage = static_cast<int>(run.config.distributed.zero_stage)});
+    fill_first_values(run, model, gradients.flat());
+    model.parameters().flat().copy_(gradients.flat());
+    ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(), run.config.training,
+                               Body::plain);
+    const TrainState state = begin(run, gradients, model, optimizer);
+    const auto saver = make_saver(run, rendezvous, gradients, model, optimizer);
+    saver->save(describe_state(run, state));
+    saver->finish();
+  });
+}
+
 // The lines of metrics.jsonl without what a clock has measured.
 std::vector<json> metrics_of(const fs::path& save_dir) {
   std::vector<json> lines;
@@ -267,23 +287,7 @@ class ResumeElsewhereTest : public ResumeTest, public ::testing::WithParamInterf
     train_ranks(until(config_of(GetParam().from.distributed, dtype, tied, folder("from")), 3));
     Config to = config_of(GetParam().to.distributed, dtype, tied, folder("to"));
     to.checkpoint.load_path = folder("from").string();
-    const picotron::Run run = opened(to);
-    on_ranks(run, [&](const Rendezvous& rendezvous, const Device& device) {
-      const at::NoGradGuard no_grad;
-      const Mesh mesh =
-          make_mesh(axis_sizes(run.config), rendezvous, mesh_options(run.config, run.architecture));
-      Llama model(run.architecture, mesh, llama_options(run, mesh.my.pp, device.torch()));
-      Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,
-                          {.zero_stage = static_cast<int>(run.config.distributed.zero_stage)});
-      fill_first_values(run, model, gradients.flat());
-      model.parameters().flat().copy_(gradients.flat());
-      ShardedOptimizer optimizer(model.parameters(), gradients, gradients.flat(),
-                                 run.config.training, Body::plain);
-      const TrainState state = begin(run, gradients, model, optimizer);
-      const auto saver = make_saver(run, rendezvous, gradients, model, optimizer);
-      saver->save(describe_state(run, state));
-      saver->finish();
-    });
+    write_again(opened(to));
     EXPECT_EQ(files_of(folder("to") / "3"), files_of(folder("from") / "3"));
   }
 };
@@ -405,6 +409,21 @@ TEST_F(ResumeOtherwiseTest, TheSameDataAreThoseThatMakeTheSameRows) {
   EXPECT_TRUE(reads_alike(start, config));
   config.dataset.text_column = "body";
   EXPECT_FALSE(reads_alike(start, config));
+}
+
+TEST_F(ResumeOtherwiseTest, TensorsOfSeveralPieces) {
+  // 77 MB in float32: two pieces of 64 MB on their way to the disk, three of 32 MB on the way back.
+  const auto large = [&](const Distributed& distributed, const char* save_dir) {
+    Config config = config_of(distributed, DType::float32, /*tied=*/true, folder(save_dir));
+    config.model.vocab_size = 600'000;
+    config.model.num_hidden_layers = 1;
+    return until(config, 1);
+  };
+  train_ranks(large(axes(1, 1, 1, 1), "from"));
+  Config to = large(axes(2, 2, 1, 1), "to");
+  to.checkpoint.load_path = folder("from").string();
+  write_again(opened(to));
+  EXPECT_EQ(files_of(folder("to") / "1"), files_of(folder("from") / "1"));
 }
 
 TEST_F(ResumeOtherwiseTest, RefusesACheckpointWithMoreThanTheModelHas) {
