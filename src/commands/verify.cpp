@@ -67,7 +67,8 @@ int run_processes(const ShrunkRun& shrunk, const std::vector<std::string>& argv,
                  .ranks = Ranks::processes,
                  .timeout = timeout,
                  .threads_per_rank = 1,
-                 .argv = argv},
+                 .argv = argv,
+                 .ends_at_once = true},
                 [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
                   const auto device = open_device({.use_cpu = true, .local_rank = local_rank});
                   Trace trace;

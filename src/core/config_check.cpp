@@ -267,10 +267,10 @@ std::vector<std::string> warnings(const Config& config) {
   }
   const Checkpoint& saves = config.checkpoint;
   if (saves.save_frequency > t.total_train_steps && saves.save_seconds == 0) {
-    sentences.push_back(
-        fmt::format("no checkpoint will be written, for checkpoint.save_frequency {} exceeds "
-                    "total_train_steps {}",
-                    saves.save_frequency, t.total_train_steps));
+    sentences.push_back(fmt::format(
+        "no checkpoint will be written at the end, for checkpoint.save_frequency {} exceeds "
+        "total_train_steps {}",
+        saves.save_frequency, t.total_train_steps));
   }
   return sentences;
 }

@@ -154,12 +154,6 @@ std::string read_text_file(const fs::path& file) {
   }
 }
 
-void sync_file(const fs::path& file) {
-  const Descriptor fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
-  if (fd.get() < 0 || ::fsync(fd.get()) != 0)
-    throw run_error("cannot flush {}: {}", file.string(), std::strerror(errno));
-}
-
 void sync_folder(const fs::path& folder) {
   const Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   // Some file systems cannot flush a folder (EINVAL); there is nothing more to do on those.

@@ -86,8 +86,6 @@ void write_text_file(const std::filesystem::path& file, std::string_view text);
 // All of a file. UserError where it cannot be read.
 std::string read_text_file(const std::filesystem::path& file);
 
-// Flushes what was written to a file; RunError where that fails.
-void sync_file(const std::filesystem::path& file);
 // Flushes a folder's list of names, without which a rename may be lost when the power fails.
 void sync_folder(const std::filesystem::path& folder);
 

@@ -253,10 +253,10 @@ int run_threads(const LaunchOptions& options, const RankMain& rank_main) {
   return code;
 }
 
-void install_handlers(const LaunchEnvironment& environment, bool ends_at_once) {
+void install_handlers(const LaunchEnvironment& environment, bool ends_at_once, bool speaks = true) {
   const bool ours = environment.started == Started::by_us;
   install_stop_handlers({.heeds_interrupt = !ours,
-                         .speaks = !ours && environment.rank == 0,
+                         .speaks = speaks && !ours && environment.rank == 0,
                          .ends_at_once = ends_at_once});
 }
 
@@ -318,12 +318,13 @@ int launch(const LaunchOptions& options, const RankMain& rank_main, const Getenv
   // A rank that others started may wait for one that never comes; train() ends this.
   const bool waits =
       environment.started != Started::single && environment.started != Started::by_us;
-  install_handlers(environment, waits || options.ends_at_once);
+  install_handlers(environment, waits || options.ends_at_once, /*speaks=*/!options.ends_at_once);
   if (environment.started == Started::single) {
     if (options.world_size == 1) return run_alone(options, rank_main);
     check_ranks_here(options);
     if (options.ranks == Ranks::threads) return run_threads(options, rank_main);
-    return run_processes(options.world_size, options.argv, options.report_folder);
+    return run_processes(options.world_size, options.argv, options.report_folder,
+                         options.ends_at_once ? "" : kStopHeard);
   }
   if (environment.world_size != options.world_size) {
     throw user_error(

@@ -237,7 +237,7 @@ class Family {
 }  // namespace
 
 int run_processes(int world_size, const std::vector<std::string>& argv,
-                  const std::string& report_folder) {
+                  const std::string& report_folder, std::string_view heard) {
   const SignalsByTurn signals;
   const auto store = serve_store();
   Family family(store, world_size, report_folder);
@@ -253,7 +253,7 @@ int run_processes(int world_size, const std::vector<std::string>& argv,
     if (signal == SIGINT || signal == SIGTERM || signal == SIGUSR1) {
       family.send_all(SIGTERM);
       interrupted = interrupted || signal == SIGINT;
-      if (!std::exchange(stopping, true)) log::raw(kStopHeard);
+      if (!std::exchange(stopping, true)) log::raw(heard);
     }
     if ((signal == SIGUSR2 || take_report_request()) && !report_folder.empty())
       answer_report_request(report_folder, family.report_text(kAskedBySignal));

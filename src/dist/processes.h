@@ -5,15 +5,18 @@
 // the ranks (PR_SET_PDEATHSIG).
 #pragma once
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "dist/stop.h"
 
 namespace picotron {
 
-// Returns the exit code of the run, as launch() does. What every rank did last is written into
-// `report_folder` when one is lost or SIGUSR2 asks; "": nowhere. Throws RunError if a rank cannot
-// be started.
+// Returns the exit code of the run, as launch() does. Says `heard` at the first request to stop.
+// What every rank did last is written into `report_folder` when one is lost or SIGUSR2 asks; "":
+// nowhere. Throws RunError if a rank cannot be started.
 int run_processes(int world_size, const std::vector<std::string>& argv,
-                  const std::string& report_folder = "");
+                  const std::string& report_folder = "", std::string_view heard = kStopHeard);
 
 // Of two ranks' exit codes the one that tells more: 2 (user error), 1, 75 (stopped), others, 0.
 int worse_exit_code(int a, int b);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <memory>
 #include <string_view>
 #include <thread>
@@ -140,6 +141,7 @@ milliseconds wait_of(int tried, const Response& response) {
 }  // namespace
 
 Response fetch(const Request& request) {
+  std::signal(SIGPIPE, SIG_IGN);  // a host that is gone is an error to try again after
   int64_t received = request.from;
   for (int tried = 0;; ++tried) {
     Response response;

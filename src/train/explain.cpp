@@ -318,7 +318,8 @@ std::vector<RankStory> explain_step(const ShrunkRun& shrunk, int64_t step) {
       launch({.world_size = static_cast<int>(stories.size()),
               .ranks = Ranks::threads,
               .threads_per_rank = 1,
-              .argv = {}},
+              .argv = {},
+              .ends_at_once = true},
              [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
                record::Recorder recorder(rendezvous.global_rank, kEntries);
                const record::Attach attached(&recorder);

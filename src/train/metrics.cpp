@@ -1,17 +1,19 @@
 // The step line, metrics.jsonl, the progress bar and the summary, all from the same StepMetrics.
 #include "train/metrics.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
-#include "core/files.h"
 #include "core/log.h"
 #include "kernels/matmul.h"
 #include "model/architectures.h"
@@ -50,6 +52,7 @@ RunLog::RunLog(const Run& run, const Device& device, int64_t last_step)
   if (!file_)
     throw user_error(
         "cannot write {}; make its folder writable or choose another checkpoint.save_dir", path_);
+  disk_.emplace(::open(path_.c_str(), O_WRONLY | O_CLOEXEC));
   log::print(describe(run));
   peak_flops_ =
       device.peak_bf16_flops().value_or(device.is_cpu() ? measure_product_rate(run.dtype) : 0);
@@ -127,8 +130,9 @@ void RunLog::write(const StepMetrics& m) {
   if (on_terminal_) draw_progress(m.step);
 }
 
-void RunLog::sync() {
-  if (!silent_) sync_file(path_);
+void RunLog::sync() const {
+  if (silent_ || ::fsync(disk_->get()) == 0 || errno == EINVAL || errno == ENOTSUP) return;
+  log::warn(fmt::format("cannot flush {}: {}", path_, std::strerror(errno)));
 }
 
 void RunLog::draw_progress(int64_t step) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "checkpoint/saver.h"
+#include "core/files.h"
 #include "core/record.h"
 #include "dist/device.h"
 #include "train/run.h"
@@ -46,7 +47,7 @@ class RunLog {
   RunLog& operator=(const RunLog&) = delete;
 
   void write(const StepMetrics& metrics);
-  void sync();                    // what was written is on the disk; RunError where it fails
+  void sync() const;              // what was written reaches the disk; a warning where it cannot
   void say_epoch(int64_t epoch);  // the data begins again
   // What checkpoints took.
   void write(const std::vector<SaveReport>& reports);
@@ -66,6 +67,7 @@ class RunLog {
   const bool on_terminal_;
   double peak_flops_ = 0;  // of one rank; 0: unknown
   std::ofstream file_;
+  std::optional<Descriptor> disk_;  // of the same file, to flush it
   std::string path_, last_saved_;
   std::vector<StepMetrics> history_;
   std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();

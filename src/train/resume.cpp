@@ -119,15 +119,13 @@ std::vector<std::string> take_over(const Start& start, Config& config) {
 }
 
 bool reads_alike(const Start& start, const Config& config) {
-  const ordered_json now = ordered_json::parse(to_json(config));
-  const auto key = [](const ordered_json& all, const char* name) {
-    const ordered_json keys = all.is_object() ? all.value("dataset", ordered_json()) : all;
-    const ordered_json value = keys.is_object() ? keys.value(name, ordered_json()) : keys;
-    return value.is_string() ? last_names(value.get<std::string>()) : value.dump();
-  };
+  const ordered_json now = ordered_json::parse(to_json(config)).at("dataset");
+  const ordered_json& all = start.state.config;
+  const ordered_json saved =
+      all.is_object() ? all.value("dataset", ordered_json::object()) : ordered_json::object();
   return std::ranges::all_of(
-      std::array{"tokenizer", "text_column", "subset_name", "split"},
-      [&](const char* name) { return key(start.state.config, name) == key(now, name); });
+      std::array{"text_column", "subset_name", "split"},
+      [&](const char* key) { return saved.value(key, now[key]) == now[key]; });
 }
 
 DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened, bool alike,
@@ -135,8 +133,12 @@ DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened, b
   const auto rows_of = [](const DataPosition& data) {
     return fmt::format("{} with {} rows of {} tokens", data.name, data.num_rows, data.seq_length);
   };
-  const bool same = alike && last_names(saved.name) == last_names(opened.name) &&
+  const bool same = last_names(saved.name) == last_names(opened.name) &&
                     saved.seq_length == opened.seq_length && saved.num_rows == opened.num_rows;
+  if (!alike) {
+    notes.emplace_back("the data begin at their first row, for they are read otherwise");
+    return opened;
+  }
   if (!same) {
     notes.push_back(fmt::format("the data begin at their first row: they are {}, were {}",
                                 rows_of(opened), rows_of(saved)));
@@ -149,17 +151,21 @@ DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened, b
   return saved;
 }
 
-void check_init_from(const Config& config) {
+void check_sources(const Config& config) {
   const std::string& save_dir = config.checkpoint.save_dir;
-  if (!config.model.init_from) return;
   std::error_code absent;
-  const fs::path within = fs::weakly_canonical(*config.model.init_from, absent)
-                              .lexically_relative(fs::weakly_canonical(save_dir, absent));
-  if (within.empty() || !step_of(*within.begin())) return;
-  throw user_error(
-      "model.init_from {} is part of a checkpoint in checkpoint.save_dir {}, and a run that begins "
-      "there sets it aside; use another save_dir, or --resume auto to go on from it",
-      *config.model.init_from, save_dir);
+  for (const auto& [key, name] : {std::pair("model.init_from", config.model.init_from),
+                                  std::pair("model.name", config.model.name),
+                                  std::pair("dataset.tokenizer", config.dataset.tokenizer)}) {
+    if (!name) continue;
+    const fs::path within = fs::weakly_canonical(*name, absent)
+                                .lexically_relative(fs::weakly_canonical(save_dir, absent));
+    if (within.empty() || !step_of(*within.begin())) continue;
+    throw user_error(
+        "{} {} is part of a checkpoint in checkpoint.save_dir {}, which a run that begins there "
+        "sets aside; use another save_dir",
+        key, *name, save_dir);
+  }
 }
 
 void check_save_dir(const fs::path& save_dir) {

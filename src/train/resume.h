@@ -30,8 +30,8 @@ std::optional<Start> find_start(const Config& config);
 // config. UserError with the sizes that would do, where the layout cannot make that batch.
 std::vector<std::string> take_over(const Start& start, Config& config);
 
-// Whether the keys that make rows of the data (tokenizer, text_column, subset_name, split) are the
-// checkpoint's; a path counts by its last name, for files may have moved.
+// Whether the keys that say what is read of the data (text_column, subset_name, split) are the
+// checkpoint's.
 bool reads_alike(const Start& start, const Config& config);
 
 // The data as this run reads them, given the saved position: of the same data, read alike, it goes
@@ -41,8 +41,9 @@ bool reads_alike(const Start& start, const Config& config);
 DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened, bool alike,
                         std::vector<std::string>& notes);
 
-// UserError where init_from lies in a checkpoint that this run, which begins anew, sets aside.
-void check_init_from(const Config& config);
+// UserError where init_from, the model or the tokenizer lies in a checkpoint that this run, which
+// begins anew, sets aside.
+void check_sources(const Config& config);
 
 // UserError where nothing can be written in save_dir, or, while it is not there, where it would be.
 void check_save_dir(const std::filesystem::path& save_dir);

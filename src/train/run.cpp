@@ -111,7 +111,7 @@ Run prepare_run(const Config& config, bool on_gpu) {
   const uint64_t seed = keeps_seed ? run.start->state.train.data.seed : opened.seed;
   const HubOptions hub = hub_options(config);
   std::vector<std::string> notes;  // of downloads
-  if (!run.start) check_init_from(config);
+  if (!run.start) check_sources(config);
   run.model = with_folders(config.model, hub, notes);
   run.datasets = open_datasets(
       {.name = data.name,

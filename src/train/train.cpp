@@ -93,7 +93,7 @@ TrainResult train(const Run& run, const Rendezvous& rendezvous, const Device& de
 
   const Mesh mesh =
       make_mesh(axis_sizes(config), rendezvous, mesh_options(config, run.architecture));
-  heed_stops_after_a_step();
+  if (!run.rehearsal) heed_stops_after_a_step();
   check_start(run, mesh, device);
   Llama model(run.architecture, mesh, llama_options(run, mesh.my.pp, device.torch()));
   Gradients gradients(model.parameters(), mesh.dp_cp, mesh.world,

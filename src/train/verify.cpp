@@ -279,7 +279,8 @@ Trace trace_as_threads(const ShrunkRun& shrunk) {
   const int code = launch({.world_size = static_cast<int>(traces.size()),
                            .ranks = Ranks::threads,
                            .threads_per_rank = 1,
-                           .argv = {}},
+                           .argv = {},
+                           .ends_at_once = true},
                           [&](const Rendezvous& rendezvous, int local_rank, int /*local_size*/) {
                             const auto device =
                                 open_device({.use_cpu = true, .local_rank = local_rank});

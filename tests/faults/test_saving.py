@@ -115,7 +115,7 @@ def test_asynchronous_saves_wait_for_each_other(train, start, slow, tmp_path, ra
     out = tmp_path / "out"
     (tmp_path / "slow").touch()
     running = train("--dp", ranks, "--checkpoint.async", "true", "--save_frequency", 1, "--total_train_steps", 3,
-                    environment=slow(7))
+                    environment=slow(20))
     while running.process.poll() is None and time.monotonic() - running.began < 30:
         reached = last_step(out)  # read first: what is complete only grows
         # Step n + 2 is done and waits, while n + 1 is being written.
@@ -130,7 +130,9 @@ def test_asynchronous_saves_wait_for_each_other(train, start, slow, tmp_path, ra
     assert [line.split(":")[0] for line in reports] == [f"Checkpoint out/{step}" for step in (1, 2, 3)]
     assert "for the one before" not in reports[0]
     for report in reports[1:]:
-        paused, waited = map(float, re.search(r"paused ([\d.]+) s \(([\d.]+) s for the one before\)", report).groups())
+        match = re.search(r"paused ([\d.]+) s \(([\d.]+) s for the one before\)", report)
+        assert match, report
+        paused, waited = map(float, match.groups())
         assert paused >= waited > 0.05, report
 
 
@@ -230,6 +232,7 @@ def test_an_asynchronous_run_that_was_stopped_has_the_same_curve(train, slow, tm
     running = train(*flags, "--save_frequency", 4, "--save_dir", out.name, environment=slow(10))
     wait_until(lambda: last_step(out) > 5, running)
     running.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "stopping after" in running.said(), running)
     (tmp_path / "slow").unlink()
     ended = running.end(20)
     reached = last_step(out)

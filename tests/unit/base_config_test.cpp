@@ -595,7 +595,7 @@ TEST(ConfigTest, WhatIsNotBuiltAndChangesNothingIsAWarning) {
             "dataset.num_workers 4 has no effect: batches are prepared by the rank itself");
   EXPECT_EQ(sentences[1], "logging.use_wandb true has no effect: the metrics are in metrics.jsonl");
   EXPECT_EQ(sentences[2],
-            "no checkpoint will be written, for checkpoint.save_frequency 300 exceeds "
+            "no checkpoint will be written at the end, for checkpoint.save_frequency 300 exceeds "
             "total_train_steps 200");
 }
 

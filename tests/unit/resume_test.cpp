@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "core/error.h"
 #include "dist/launch.h"
@@ -478,7 +479,10 @@ TEST_F(ResumeOtherwiseTest, RefusesWeightsThatItWouldSetAside) {
   EXPECT_THROW(prepare_run(config, /*on_gpu=*/false), UserError);
   config.checkpoint.save_dir = folder("to").string();
   EXPECT_NO_THROW(prepare_run(config, /*on_gpu=*/false));
+  config.model.name = std::exchange(config.model.init_from, std::nullopt);
+  EXPECT_NO_THROW(prepare_run(config, /*on_gpu=*/false));
   config.checkpoint.save_dir = folder("from").string();
+  EXPECT_THROW(prepare_run(config, /*on_gpu=*/false), UserError);
   config.checkpoint.resume = Resume::automatic;
   EXPECT_NO_THROW(prepare_run(config, /*on_gpu=*/false));
 }
