@@ -134,7 +134,8 @@ std::string Operation::text() const {
 }
 
 LastOperations last_operations(const record::Recorder& recorder, uint64_t awaited) {
-  using namespace std::chrono;
+  using std::chrono::duration_cast, std::chrono::milliseconds, std::chrono::nanoseconds;
+  using std::chrono::steady_clock, std::chrono::system_clock;
   LastOperations result{
       .written_ms = duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count(),
       .collectives = recorder.collectives()};
