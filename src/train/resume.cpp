@@ -133,12 +133,12 @@ DataPosition go_on_with(const DataPosition& saved, const DataPosition& opened, b
   const auto rows_of = [](const DataPosition& data) {
     return fmt::format("{} with {} rows of {} tokens", data.name, data.num_rows, data.seq_length);
   };
-  const bool same = last_names(saved.name) == last_names(opened.name) &&
-                    saved.seq_length == opened.seq_length && saved.num_rows == opened.num_rows;
   if (!alike) {
     notes.emplace_back("the data begin at their first row, for they are read otherwise");
     return opened;
   }
+  const bool same = last_names(saved.name) == last_names(opened.name) &&
+                    saved.seq_length == opened.seq_length && saved.num_rows == opened.num_rows;
   if (!same) {
     notes.push_back(fmt::format("the data begin at their first row: they are {}, were {}",
                                 rows_of(opened), rows_of(saved)));

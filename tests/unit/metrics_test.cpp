@@ -203,6 +203,30 @@ TEST_F(RunLogTest, TheStepLineIsTheReferences) {
       << with_limit;
 }
 
+TEST_F(RunLogTest, MfuOfMaskedDocumentsCountsNoAttention) {
+  picotron::Run run = run_of();
+  run.config.dataset.document_masking = true;
+  printed([&] {
+    RunLog log(run, device, 1);
+    log.write(step_of(1));
+  });
+  const double flops = reference_flops_per_token(run.architecture, 0);
+  EXPECT_NEAR(lines()[0]["mfu"].get<double>() / (4096 / 0.08 / 2 * flops / 989e12), 1, 1e-3);
+}
+
+TEST_F(RunLogTest, TheSummaryOfARunThatGoesOnNamesItsFirstStep) {
+  const picotron::Run run = run_of();
+  const auto summary_from = [&](int64_t step) {
+    return printed([&] {
+      RunLog log(run, device, step);
+      log.write(step_of(step));
+      log.summary(false);
+    });
+  };
+  EXPECT_NE(summary_from(1).find("0.6667 at the first step,"), std::string::npos);
+  EXPECT_NE(summary_from(4).find("0.6667 at step 4,"), std::string::npos);
+}
+
 TEST_F(RunLogTest, AnEarlierRunsMetricsAreKept) {
   const picotron::Run run = run_of();
   write(folder / "metrics.jsonl", "earlier\n");

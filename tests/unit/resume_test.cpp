@@ -427,40 +427,32 @@ TEST_F(ResumeOtherwiseTest, TensorsOfSeveralPieces) {
   EXPECT_EQ(files_of(folder("to") / "1"), files_of(folder("from") / "1"));
 }
 
+// Every rank, each of the run that is given to it, refuses to train and says why.
+void expect_refusal(const std::vector<Run>& runs, const std::string& says) {
+  on_ranks(runs[0], [&](const Rendezvous& rendezvous, const Device& device) {
+    try {
+      train(runs[static_cast<size_t>(rendezvous.global_rank)], rendezvous, device);
+      ADD_FAILURE() << "it trains";
+    } catch (const UserError& error) {
+      EXPECT_NE(std::string(error.what()).find(says), std::string::npos) << error.what();
+    }
+  });
+}
+
 TEST_F(ResumeOtherwiseTest, RefusesACheckpointWithMoreThanTheModelHas) {
   train_ranks(saved_after_3());
   Config config = going_on();
   config.model.num_hidden_layers = 4;
-  const picotron::Run run = opened(config);
-  on_ranks(run, [&](const Rendezvous& rendezvous, const Device& device) {
-    try {
-      train(run, rendezvous, device);
-      ADD_FAILURE() << "a layer of the checkpoint was left out";
-    } catch (const UserError& error) {
-      EXPECT_NE(std::string(error.what()).find("the model has no tensor model.layers.4."),
-                std::string::npos)
-          << error.what();
-    }
-  });
+  expect_refusal({opened(config)}, "the model has no tensor model.layers.4.");
 }
 
 TEST_F(ResumeOtherwiseTest, RefusesRanksThatHaveFoundDifferentCheckpoints) {
   train_ranks(saved_after_3());
   Config config = going_on();
   config.distributed.dp_size = 2;
-  const picotron::Run run = opened(config);
-  picotron::Run anew = run;
-  anew.start.reset();
-  on_ranks(run, [&](const Rendezvous& rendezvous, const Device& device) {
-    try {
-      train(rendezvous.global_rank == 1 ? anew : run, rendezvous, device);
-      ADD_FAILURE() << "ranks have begun at different steps";
-    } catch (const UserError& error) {
-      EXPECT_NE(std::string(error.what()).find("rank 0 starts from step 3 and rank 1 from step 0"),
-                std::string::npos)
-          << error.what();
-    }
-  });
+  std::vector<picotron::Run> runs(2, opened(config));
+  runs[1].start.reset();
+  expect_refusal(runs, "rank 0 starts from step 3 and rank 1 from step 0");
 }
 
 TEST_F(ResumeOtherwiseTest, ALinkToACheckpointIsTheCheckpoint) {
