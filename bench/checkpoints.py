@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""What saving and loading cost: python3 bench/checkpoints.py [FOLDER]   (after ./run build; FOLDER: on the disk in question)
+"""What saving and loading cost: python3 bench/checkpoints.py [FOLDER] [--rounds N] [--check]   (after ./run build)
 
-Trains SmolLM-135M in float32 for a few steps on one rank and on two, saving beside `dd` with fsync on the same disk in
-turn, and prints: the rate of saving over that of dd, the pause of an asynchronous save over one copy of the state in
-memory, and how much the peak memory of a rank grows by saving, by saving asynchronously and by loading.
+FOLDER is on the disk in question. Trains SmolLM-135M in float32 for a few steps on one rank and on two, saving beside
+`dd` with fsync on the same disk in turn, and prints: the rate of saving over that of dd, the pause of an asynchronous
+save over one copy of the state in memory, and how much the peak memory of a rank grows by saving, by saving
+asynchronously and by loading. With --check the exit code is 1 where a median misses its GOALS.
 """
 
+import argparse
 import json
 import os
 import re
@@ -17,7 +19,7 @@ import time
 from pathlib import Path
 
 BINARY = Path(__file__).parents[1] / "build" / "picotron"
-ROUNDS = 5
+GOALS = {"dd": 0.7, "pause": 1.5, "memory": 256e6}  # at least, at most, at most beside the copy
 FLAGS = (
     "--model_name HuggingFaceTB/SmolLM-135M --dtype float32 --seq_len 64 --mbs 2 --use_cpu --training.num_samples 1000"
 ).split()
@@ -78,14 +80,20 @@ def spread(values):
 
 
 def main():
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs") / "bench-checkpoints"
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("folder", nargs="?", default="runs", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--check", action="store_true")
+    asked = parser.parse_args()
+    folder = asked.folder / "bench-checkpoints"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    missed = []
     try:
         source = random_bytes(folder)
         for ranks in (1, 2):
             ratios, rates = [], []
-            for number in range(ROUNDS):
+            for number in range(asked.rounds):
                 before = dd(source)
                 printed, _ = train(folder / f"{ranks}-{number}", ranks=ranks)
                 shutil.rmtree(folder / f"{ranks}-{number}")
@@ -94,21 +102,30 @@ def main():
                 rates.append(size / seconds / 1e9)
                 ratios.append(size / seconds / ((before + after) / 2))
             print(f"saving, {ranks} rank(s): {spread(rates)} GB/s, {spread(ratios)} of dd with fsync", flush=True)
+            if statistics.median(ratios) < GOALS["dd"]:
+                missed.append(f"saving on {ranks} rank(s)")
         source.unlink()
         _, plain = train(folder / "plain", frequency=1000, steps=4)
         _, saved = train(folder / "saved", steps=3)
         printed, asynchronous = train(folder / "async", "--async", steps=3)
         _, loaded = train(folder / "saved", "--resume", "auto", steps=5, frequency=1000)
-        copies = [copy_seconds() for _ in range(ROUNDS)]
+        copies = [copy_seconds() for _ in range(asked.rounds)]
         pause = reports(printed)[0][2]
         ratio = pause / statistics.median(copies)
         print(f"asynchronous save: pause {pause:.2f} s, one copy of the state {spread(copies)} s: {ratio:.2f} of it")
+        if ratio > GOALS["pause"]:
+            missed.append("the pause of an asynchronous save")
         megabytes = lambda value: f"{(value - plain) / 1e6:+.0f} MB"  # noqa: E731
         print(f"peak memory of a rank, {plain / 1e6:.0f} MB without: saving {megabytes(saved)}, loading "
               f"{megabytes(loaded)}, saving asynchronously {megabytes(asynchronous)} of which the copy "
               f"{STATE / 1e6:.0f} MB")  # fmt: skip
+        if max(saved, loaded, asynchronous - STATE) - plain > GOALS["memory"]:
+            missed.append("peak memory")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if asked.check and missed:
+        sys.exit(f"short of its goal: {', '.join(missed)}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <future>
 #include <memory>
 #include <numeric>
 
@@ -19,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kPieceBytes = int64_t{64} << 20;
+constexpr int64_t kPieceBytes = int64_t{32} << 20;
 constexpr int64_t kReadBytes = int64_t{32} << 20;
 constexpr size_t kFilesBehind = 3;  // that the disk works on while the next is being written
 
@@ -279,28 +280,29 @@ at::Tensor ShardedWriter::assemble(const std::vector<const Piece*>& by_writer) c
 
 namespace {
 
-// The files that a rank writes, one after the other. The disk works on one while the next is being
-// written, and is waited for at the end. Once something has failed, what comes is dropped, for the
-// others go on sending; then all agree.
+// The files that a rank writes, one after the other, behind its back: while a piece goes to the
+// disk, the next comes together. The disk works on one file while the next is being written, and is
+// waited for at the end. Once something has failed, what comes is dropped, for the others go on
+// sending; then all agree.
 class Output {
  public:
+  // Starts `write`, which calls open(), append() and close(), when the one before has ended.
+  void behind(std::function<void()> write) {
+    wait();
+    writing_ = std::async(std::launch::async, [this, write = std::move(write)] { attempt(write); });
+  }
   void open(const fs::path& file, std::vector<TensorHeader> headers) {
-    attempt([&] {
-      files_.push_back(std::make_unique<NewFile>(file));
-      files_.back()->append(safetensors_header(headers, {{"format", "pt"}}));
-    });
+    files_.push_back(std::make_unique<NewFile>(file));
+    files_.back()->append(safetensors_header(headers, {{"format", "pt"}}));
   }
-  void append(const at::Tensor& values) {
-    attempt([&] { files_.back()->append(bytes_of(values)); });
-  }
+  void append(const at::Tensor& values) { files_.back()->append(bytes_of(values)); }
   void close() {
-    attempt([&] {
-      files_.back()->flush_behind();
-      if (files_.size() > kFilesBehind) files_[files_.size() - 1 - kFilesBehind]->flush_behind();
-    });
+    files_.back()->flush_behind();
+    if (files_.size() > kFilesBehind) files_[files_.size() - 1 - kFilesBehind]->flush_behind();
   }
   // On the disk under their names, when this returns. Paths are relative to `checkpoint`.
   nlohmann::json commit(const fs::path& checkpoint) {
+    wait();
     nlohmann::json records = nlohmann::json::object();
     attempt([&] {
       for (const auto& file : files_) {
@@ -311,9 +313,12 @@ class Output {
     });
     return records;
   }
-  const std::string& error() const { return error_; }
+  const std::string& error() const { return error_; }  // after commit()
 
  private:
+  void wait() {
+    if (writing_.valid()) writing_.get();
+  }
   void attempt(const std::function<void()>& action) {
     if (!error_.empty()) return;
     try {
@@ -324,6 +329,7 @@ class Output {
   }
   std::vector<std::unique_ptr<NewFile>> files_;
   std::string error_;
+  std::future<void> writing_;  // the last member: its end is waited for before the others go
 };
 
 // Everybody's text, on rank 0.
@@ -365,12 +371,13 @@ std::map<std::string, FileRecord> ShardedWriter::write(
     const at::Tensor values = assemble(by_writer);
     const Piece* piece = by_writer[static_cast<size_t>(world_.rank)];
     if (piece == nullptr) continue;
-    if (piece->opens) {
-      output.open(checkpoint / piece->tensors->folder / piece->file->name,
-                  headers(*piece->tensors, *piece->file));
-    }
-    output.append(values.to(piece->tensors->stored).contiguous());
-    if (piece->closes) output.close();
+    output.behind([&, piece, values = values.to(piece->tensors->stored).contiguous()] {
+      if (piece->opens)
+        output.open(checkpoint / piece->tensors->folder / piece->file->name,
+                    headers(*piece->tensors, *piece->file));
+      output.append(values);
+      if (piece->closes) output.close();
+    });
   }
   const nlohmann::json records = output.commit(checkpoint);
   agree(output.error(), world_);

@@ -12,10 +12,10 @@
 //     └─────────┴─────────┘          └─────────┘                 └─────────┘
 //
 // Writing: each file has one writer, chosen among its owners so that all write about as much. A
-// tensor is put together there in pieces of at most 64 MB, each written and checksummed as soon as
-// its parts are in; so no rank holds more than a piece that is not its own. Reading: each rank maps
-// the files and copies the elements that it needs. Neither knows anything of layouts, so what was
-// written in one is read in any other. Read next: checkpoint/saver.h.
+// tensor is put together there in pieces of at most 32 MB, each checksummed and written while the
+// next one comes in; so no rank holds more than two pieces that are not its own. Reading: each rank
+// maps the files and copies the elements that it needs. Neither knows anything of layouts, so what
+// was written in one is read in any other. Read next: checkpoint/saver.h.
 #pragma once
 #include <ATen/core/Tensor.h>
 

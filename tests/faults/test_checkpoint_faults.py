@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+PROBE = Path(os.environ.get("PICOTRON_BUILD", Path(__file__).parents[2] / "build")).absolute() / "tests" / "mishap_probe"
+needs_probe = pytest.mark.skipif(not PROBE.exists(), reason=f"{PROBE} is not built")
 SHIM = Path(__file__).parent / "shim" / "faulty_io.c"
 FLAGS = (
     "--hidden_size 32 --intermediate_size 64 --num_hidden_layers 3 --num_attention_heads 4 --num_key_value_heads 2 "
@@ -148,9 +150,62 @@ def afflict_again_and_again(start, complains, shim, folder, kinds, seed):
     check_history(folder)
 
 
-def test_what_happens_to_a_rank_is_named_and_the_run_goes_on(start, complains, shim, tmp_path):
-    kinds = ["killed", "stopped", "cut off", "delayed", "killed", "cut off", "killed", "stopped", "cut off", "killed"]
-    afflict_again_and_again(start, complains, shim, tmp_path / "out", kinds, seed=3)
+KINDS = {"die": "was ended by signal 9", "stop": "has given no sign of life", "cut": "", "delay": None}
+PHASES = ("start", "forward", "backward", "optimizer", "save")
+EVERY = [(kind, phase, rank) for kind in KINDS for phase in PHASES for rank in range(4)]
+# Each phase twice, each rank, each kind in three phases or two.
+SOME = [
+    ("die", "start", 0), ("die", "backward", 2), ("die", "save", 3), ("stop", "forward", 1), ("stop", "optimizer", 3),
+    ("stop", "save", 0), ("cut", "start", 3), ("cut", "forward", 2), ("cut", "backward", 1), ("delay", "optimizer", 1),
+]
+
+
+def strike(start, complains, folder, kind, phase, rank, layout):
+    """mishap_probe.cpp: it ends within the timeout, one sentence names the rank, and what is started again goes on."""
+    axes = {axis: size for axis, size in layout.items() if size > 1}
+    config = {
+        "distributed": {f"{axis}_size": size for axis, size in axes.items()} | {"use_cpu": True, "timeout_seconds": 5},
+        "model": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                  "num_key_value_heads": 2, "dtype": "float32"},
+        "training": {"seq_length": 64, "micro_batch_size": 1, "gradient_accumulation_steps": 2, "total_train_steps": 100_000},
+        "checkpoint": {"save_dir": "out", "save_frequency": 1, "resume": "auto"},
+    }
+    if kind == "delay":
+        config["distributed"]["timeout_seconds"], config["training"]["total_train_steps"] = 15, 12
+    (folder / "config.json").write_text(json.dumps(config))
+    running = start([kind, phase, rank, 3, "config.json"], cwd=folder, program=PROBE)
+    ended = running.end(within=40)
+    assert f"struck in {phase}" in ended.out
+    if kind == "delay":
+        assert ended.code == 0 and ended.seconds > 5, ended.err
+    else:
+        place, rest = [], rank
+        for axis, size in reversed(axes.items()):
+            place.insert(0, f"{axis} {rest % size}")
+            rest //= size
+        # Before the ranks know their places, they are named without.
+        named = f"rank {rank}" + ("" if phase == "start" else f" ({', '.join(place)})")
+        complains(ended, 1, [named, KINDS[kind]])
+        assert len(ended.complaint) == 1, ended.err
+    before = (complete(folder / "out") or [0])[-1]
+    ended = start(["train", "--config", "config.json", "--training.total_train_steps", before + 2], cwd=folder).end(within=30)
+    assert ended.code == 0, ended.err
+    assert complete(folder / "out")[-1] == before + 2
+    check_history(folder / "out")
+
+
+@needs_probe
+@pytest.mark.parametrize("kind, phase, rank", SOME)
+def test_what_happens_to_a_rank_in_any_phase_is_named_and_the_run_goes_on(start, complains, tmp_path, kind, phase, rank):
+    strike(start, complains, tmp_path, kind, phase, rank, {"dp": 2, "pp": 2})
+
+
+@needs_probe
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"dp": 2, "pp": 2}, {"cp": 2, "tp": 2}], ids=["dp 2 pp 2", "cp 2 tp 2"])
+@pytest.mark.parametrize("kind, phase, rank", EVERY)
+def test_everything_that_happens_to_any_rank_in_any_phase(start, complains, tmp_path, kind, phase, rank, layout):
+    strike(start, complains, tmp_path, kind, phase, rank, layout)
 
 
 @pytest.mark.slow

@@ -47,6 +47,7 @@ LOST = "all_reduce over tp, in forward of microbatch 0"  # what rank 1 of dp 2 Â
 
 
 @needs_probe
+@pytest.mark.alone
 @pytest.mark.parametrize("mode, how", [("die", "was ended by signal 9"), ("stop", "last beat")])
 def test_a_lost_rank_leaves_a_report(start, tmp_path, mode, how):
     ended = start([4, "processes", 4, mode, 1, "dp2tp2", "run"], program=PROBE).end(20)

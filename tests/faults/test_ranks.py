@@ -153,6 +153,7 @@ WAITS = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("layout, victim", WAITS)
 @pytest.mark.parametrize("mode", ["die", "stop"])
 def test_a_lost_rank_of_a_layout_is_named(layout, victim, mode):

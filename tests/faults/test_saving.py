@@ -11,6 +11,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -334,3 +335,16 @@ def test_evaluate_ends_when_it_is_asked_to(start, checkpoint, ranks, how, whom):
     ended = running.end(5)  # and no process is left
     assert ended.code == 75 and "loss" not in ended.out, (ended.code, ended.out)
     assert not [line for line in ended.complaint if line.startswith(("error: ", "[rank "))], ended.err
+
+
+# -------------------------------------------------------------------------------------------------------------- speed
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_saving_costs_no_more_than_promised():
+    """Beside dd and a copy in memory, on the disk of the build; the bench says which of its goals is missed."""
+    bench = Path(__file__).parents[2] / "bench" / "checkpoints.py"
+    done = subprocess.run([sys.executable, bench, BINARY.parent, "--rounds", "3", "--check"], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

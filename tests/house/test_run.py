@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 BUILD = Path(os.environ.get("PICOTRON_BUILD", ROOT / "build")).absolute()
 

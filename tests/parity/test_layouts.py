@@ -110,6 +110,7 @@ def test_torchrun_trains_the_model_of_one_rank(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sixteen_ranks_start_soon(tmp_path):
     """As processes, from the start of the program to the end of the first step; the limit leaves room for other work."""
     flags = "--dp 2 --tp 2 --pp 2 --cp 2 --total_train_steps 1 --eval_interval 0"

@@ -413,7 +413,7 @@ TEST_F(ResumeOtherwiseTest, TheSameDataAreThoseThatMakeTheSameRows) {
 }
 
 TEST_F(ResumeOtherwiseTest, TensorsOfSeveralPieces) {
-  // 77 MB in float32: two pieces of 64 MB on their way to the disk, three of 32 MB on the way back.
+  // 77 MB in float32: three pieces of 32 MB on their way to the disk, and three on the way back.
   const auto large = [&](const Distributed& distributed, const char* save_dir) {
     Config config = config_of(distributed, DType::float32, /*tied=*/true, folder(save_dir));
     config.model.vocab_size = 600'000;
