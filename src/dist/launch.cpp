@@ -134,14 +134,15 @@ c10::intrusive_ptr<c10d::Store> connect_store(const LaunchEnvironment& environme
       environment.rank, host, port, timeout.count() / 1000);
 }
 
-// Of many ranks that fail of one cause, the first to ask is to say it.
-bool may_speak(const Rendezvous& rendezvous) {
+// Of many ranks that fail of one cause, the first to ask is to say it. Nothing: the store does not
+// answer, so nobody else can be heard of.
+std::optional<bool> may_speak(const Rendezvous& rendezvous) {
   try {
     const auto count = answer_within(
         kStorePatience, [store = rendezvous.store] { return store->add(kSpokenKey, 1); });
-    return count.value_or(1) == 1;
+    return count ? std::optional(*count == 1) : std::nullopt;
   } catch (const std::exception&) {
-    return true;  // nobody else can be heard of
+    return std::nullopt;
   }
 }
 
@@ -191,9 +192,9 @@ void set_threads(const LaunchOptions& options, int local_size) {
                                                    : std::max(1, cores / local_size));
 }
 
-// One rank of several, from its first breath to its exit code.
+// One rank of several, from its first breath to its exit code. `has_launcher`: one that watches it.
 int run_rank(const Rendezvous& where, int local_rank, int local_size, const LaunchOptions& options,
-             const RankMain& rank_main) {
+             const RankMain& rank_main, bool has_launcher = false) {
   record::Recorder recorder(where.global_rank);
   const record::Attach attached(&recorder);
   set_threads(options, local_size);
@@ -203,6 +204,7 @@ int run_rank(const Rendezvous& where, int local_rank, int local_size, const Laun
   const ReportsOnRequest on_request(options.report_folder, *rendezvous.heartbeat);
   std::string sentence;
   int code = 1;
+  bool lost_others = false;
   try {
     code = rank_main(rendezvous, local_rank, local_size);
     rendezvous.heartbeat->leave("");
@@ -210,10 +212,15 @@ int run_rank(const Rendezvous& where, int local_rank, int local_size, const Laun
   } catch (const UserError& error) {
     sentence = error.what();
     code = 2;
+  } catch (const LostRank& error) {
+    sentence = error.what();
+    lost_others = true;
   } catch (const std::exception& error) {
     sentence = sentence_of(error);
   }
-  if (may_speak(rendezvous)) {
+  const std::optional<bool> may = may_speak(rendezvous);
+  if (!may && lost_others && has_launcher) return kCutOff;
+  if (may.value_or(true)) {
     const bool is_known = code == 2;  // what the user gave is wrong: no rank is to blame
     log::error(sentence + (is_known ? ""
                                     : write_and_say_where(options.report_folder,
@@ -271,8 +278,8 @@ int run_started_rank(const LaunchEnvironment& environment, const LaunchOptions& 
     rendezvous.address = address_towards(environment.master_host);
   }
   rendezvous.store = connect_store(environment, options.timeout);
-  const int code =
-      run_rank(rendezvous, environment.local_rank, environment.local_size, options, rank_main);
+  const int code = run_rank(rendezvous, environment.local_rank, environment.local_size, options,
+                            rank_main, ours);
   const bool serves = environment.rank == 0 && !environment.store_is_served;
   if (serves && code != 0 && code != kStoppedAfterSave) std::this_thread::sleep_for(kStoreStays);
   return code;

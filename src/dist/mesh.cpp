@@ -112,8 +112,8 @@ void connect(Group& group, const std::string& name, const BackendFactory& backen
                  .timeout = operation_timeout(rendezvous.timeout)}),
         diagnose, awaited);
   } catch (const std::exception&) {
-    throw run_error("the ranks did not meet within {} s: {}", rendezvous.timeout.count() / 1000,
-                    diagnose());
+    throw LostRank(fmt::format("the ranks did not meet within {} s: {}",
+                               rendezvous.timeout.count() / 1000, diagnose()));
   }
 }
 

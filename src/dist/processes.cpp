@@ -196,14 +196,17 @@ class Family {
 
  private:
   void note_end(int rank, int status) {
-    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+    const int ended_with = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+    const int code = ended_with == kCutOff ? 1 : ended_with;
     code_ = worse_exit_code(code_, code);
     if (code == kStoppedAfterSave) send_all(SIGTERM);  // what stops one stops all
     if (code == 0 || code == kStoppedAfterSave) return;
     if (!deadline_) deadline_ = Clock::now() + (code == 2 ? kGraceAfterUserError : kGrace);
-    lost_[rank] = WIFSIGNALED(status) ? fmt::format("was ended by signal {}{}", WTERMSIG(status),
-                                                    hint(WTERMSIG(status)))
-                                      : fmt::format("ended with exit code {}", code);
+    lost_[rank] =
+        WIFSIGNALED(status)
+            ? fmt::format("was ended by signal {}{}", WTERMSIG(status), hint(WTERMSIG(status)))
+        : ended_with == kCutOff ? "is cut off: it reaches neither the others nor its launcher"
+                                : fmt::format("ended with exit code {}", code);
     // Now, before the others find that they have lost it, which takes them two beats.
     if (store_->add(kSpokenKey, 1) != 1) return;
     const LastSeen seen = last_seen(*store_, rank);

@@ -24,6 +24,10 @@ int worse_exit_code(int a, int b);
 // For a rank: end when the launcher ends. Returns false if it already has.
 bool end_with_launcher(int launcher);
 
+// The exit code of a rank that reaches nobody and so cannot know who has spoken: its launcher does.
+// The run's becomes 1.
+inline constexpr int kCutOff = 76;
+
 // The key in the rendezvous store that whoever speaks first counts up, so that of many ranks that
 // find the same error one says it.
 inline constexpr const char* kSpokenKey = "spoken";

@@ -224,9 +224,11 @@ def test_two_ranks_save_by_the_clock_and_go_on(train, tmp_path):
 # --------------------------------------------------------------------------------------------------- stop, and go on
 
 
-def test_an_asynchronous_run_that_was_stopped_has_the_same_curve(train, slow, tmp_path):
-    """To the last digit, and the same last checkpoint to the last bit."""
-    flags = ["--dp", 2, "--checkpoint.async", "true", "--total_train_steps", 30, "--shuffle", "--resume", "auto"]
+@pytest.mark.parametrize("layout", [("--dp", 2, "--async"), ("--tp", 2), ("--pp", 2, "--pp_engine", "1f1b")],
+                         ids=["dp 2, asynchronous", "tp 2", "pp 2"])
+def test_a_run_that_a_signal_stopped_has_the_same_curve(train, slow, tmp_path, layout):
+    """To the last digit, and the same last checkpoint to the last bit, at whatever step the signal finds it."""
+    flags = [*layout, "--total_train_steps", 30, "--shuffle", "--resume", "auto"]
     never = train(*flags, "--save_frequency", 30, "--save_dir", "never")  # beside the other
     out = tmp_path / "stopped"
     (tmp_path / "slow").touch()  # so that it does not come to its end before it is asked to
