@@ -146,15 +146,21 @@ def afflict_again_and_again(start, complains, shim, folder, kinds, seed):
         else:
             # Before the ranks know their places, they are named without.
             complains(ended, 1, [says if (complete(folder) or [0])[-1] > before else says.split(" (")[0]])
+            assert len(ended.complaint) == 1, ended.err
     ended = start(command(steps=(complete(folder) or [0])[-1] + 2)).end(within=30)
     assert ended.code == 0, ended.err
     check_history(folder)
 
 
+def test_what_happens_to_a_rank_is_named_and_the_run_goes_on(start, complains, shim, tmp_path):
+    kinds = ["killed", "stopped", "cut off", "delayed", "killed", "cut off", "killed", "stopped", "cut off", "killed"]
+    afflict_again_and_again(start, complains, shim, tmp_path / "out", kinds, seed=3)
+
+
 KINDS = {"die": "was ended by signal 9", "stop": "has given no sign of life|did not come", "cut": "cut off", "delay": None}
 PHASES = ("start", "forward", "backward", "optimizer", "save")
 EVERY = [(kind, phase, rank) for kind in KINDS for phase in PHASES for rank in range(4)]
-# Each phase twice, each rank, each kind in three phases or two.
+# Each phase twice, and each rank; of a delay, which takes longest, one.
 SOME = [
     ("die", "start", 0), ("die", "backward", 2), ("die", "save", 3), ("stop", "forward", 1), ("stop", "optimizer", 3),
     ("stop", "save", 0), ("cut", "start", 3), ("cut", "forward", 2), ("cut", "backward", 1), ("delay", "optimizer", 1),
@@ -163,9 +169,8 @@ SOME = [
 
 def strike(start, complains, folder, kind, phase, rank, layout):
     """mishap_probe.cpp: it ends within the timeout, one sentence names the rank, and what is started again goes on."""
-    axes = {axis: size for axis, size in layout.items() if size > 1}
     config = {
-        "distributed": {f"{axis}_size": size for axis, size in axes.items()} | {"use_cpu": True, "timeout_seconds": 5},
+        "distributed": {f"{axis}_size": size for axis, size in layout.items()} | {"use_cpu": True, "timeout_seconds": 5},
         "model": {"name": None, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
                   "num_key_value_heads": 2, "dtype": "float32"},
         "training": {"seq_length": 64, "micro_batch_size": 1, "gradient_accumulation_steps": 2, "total_train_steps": 100_000},
@@ -181,7 +186,7 @@ def strike(start, complains, folder, kind, phase, rank, layout):
         assert ended.code == 0 and ended.seconds > 5, ended.err
     else:
         place, rest = [], rank
-        for axis, size in reversed(axes.items()):
+        for axis, size in reversed(layout.items()):
             place.insert(0, f"{axis} {rest % size}")
             rest //= size
         # Before the ranks know their places, they are named without.
