@@ -11,6 +11,8 @@
 #include <cstring>
 
 #include "kernels/adamw.h"
+#include "kernels/attention_cpu.h"
+#include "kernels/attention_onednn.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
@@ -140,7 +142,61 @@ void norm_of_gradients(benchmark::State& state) {
           [&](size_t) { benchmark::DoNotOptimize(sum_of_squares(x, body_of(state))); });
 }
 
+// Attention of sequences of state.range(0) tokens, 9 heads on 3 of key/value, about kTokens in all:
+// the loops for short ones, or the library (ATen's; of a bf16 backward, products of oneDNN).
+struct Attended {
+  explicit Attended(const benchmark::State& state)
+      : rows(state.range(0)),
+        library(state.range(1) != 0),
+        dtype(state.range(2) != 0 ? at::kFloat : at::kBFloat16) {}
+  at::Tensor heads(int64_t count) const {
+    return at::randn({kTokens / rows, rows, count, kHeadDim}).to(dtype).transpose(1, 2);
+  }
+  int64_t rows;
+  bool library;
+  at::ScalarType dtype;
+  at::Tensor q = heads(9), k = heads(3), v = heads(3), dout = heads(9);
+};
+
+constexpr double kScale = 0.125;
+
+AttentionOutput attention_of(const Attended& x) {
+  if (!x.library) return attention_cpu(x.q, x.k, x.v, true, kScale);
+  auto [out, lse] =
+      at::_scaled_dot_product_flash_attention_for_cpu(x.q, x.k, x.v, 0, true, {}, kScale);
+  return {out.transpose(1, 2).contiguous().transpose(1, 2), lse};
+}
+
+void attention_forward(benchmark::State& state) {
+  const at::NoGradGuard no_grad;
+  const Attended x(state);
+  for (auto _ : state) benchmark::DoNotOptimize(attention_of(x));
+}
+
+void attention_backward_pass(benchmark::State& state) {
+  const at::NoGradGuard no_grad;
+  const Attended x(state);
+  const AttentionOutput saved = attention_of(x);
+  const AttentionGradients into = {at::empty_like(x.q), at::empty_like(x.k), at::empty_like(x.v)};
+  for (auto _ : state) {
+    if (!x.library)
+      attention_cpu_backward(into, x.dout, x.q, x.k, x.v, saved, true, kScale);
+    else if (attention_onednn_computes(x.q))
+      attention_onednn_backward(into, x.dout, x.q, x.k, x.v, saved, true, kScale);
+    else
+      benchmark::DoNotOptimize(at::_scaled_dot_product_flash_attention_for_cpu_backward(
+          x.dout, x.q, x.k, x.v, saved.out, saved.lse, 0, true, {}, kScale));
+  }
+}
+
 BENCHMARK(copy)->UseRealTime();
+#define PICOTRON_ATTENTION(name)                                     \
+  BENCHMARK(name)                                                    \
+      ->ArgNames({"seq", "library", "fp32"})                         \
+      ->ArgsProduct({{32, 64, 128, 256, 512, 2048}, {0, 1}, {0, 1}}) \
+      ->UseRealTime()
+PICOTRON_ATTENTION(attention_forward);
+PICOTRON_ATTENTION(attention_backward_pass);
 #define PICOTRON_BENCHMARK(name) BENCHMARK(name)->ArgName("plain")->Arg(0)->Arg(1)->UseRealTime()
 PICOTRON_BENCHMARK(norm_forward);
 PICOTRON_BENCHMARK(norm_backward);

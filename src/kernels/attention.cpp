@@ -1,5 +1,5 @@
-// The kernels behind one pair of functions: ATen's for a CPU here, for a GPU in attention_cuda.cpp,
-// and our own backward for bf16 on a CPU in attention_cpu.cpp.
+// The kernels behind one pair of functions: on a GPU those of attention_cuda.cpp, on a CPU those of
+// attention_cpu.cpp, but for bf16 what instructions for its products do faster.
 #include "kernels/attention.h"
 
 #include <ATen/ATen.h>
@@ -8,6 +8,8 @@
 #include "core/record.h"
 #include "kernels/attention_cpu.h"
 #include "kernels/attention_cuda.h"
+#include "kernels/attention_onednn.h"
+#include "kernels/matmul_onednn.h"
 
 namespace picotron {
 namespace {
@@ -22,25 +24,26 @@ record::Entry entry(const char* what, const at::Tensor& q, const at::Tensor& k, 
           .flops = causal ? all / 2 : all};
 }
 
-// ATen's bf16 backward sets up a oneDNN product for each small tile of each head, which costs more
-// than the tile. Below kShort keys its fp32 one is quicker than that, below kBlocks than our own.
-constexpr int64_t kShort = 256, kBlocks = 128;
-
-bool computes_in_blocks(const at::Tensor& q, const at::Tensor& k) {
-  return k.size(2) >= kBlocks && attention_cpu_computes(q);
-}
-
 // [batch, heads, seq, head_dim], in memory [batch, seq, heads, head_dim].
 at::Tensor empty_like_rows(const at::Tensor& x) {
   return at::empty({x.size(0), x.size(2), x.size(1), x.size(3)}, x.options()).transpose(1, 2);
 }
 
-AttentionGradients aten_cpu_backward(const at::Tensor& dout, const at::Tensor& q,
-                                     const at::Tensor& k, const at::Tensor& v,
-                                     const AttentionOutput& saved, bool causal, double scale) {
-  auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-      dout, q, k, v, saved.out, saved.lse, 0.0, causal, {}, scale);
-  return {dq, dk, dv};
+// From so many keys on, oneDNN's bf16 products are quicker than loops over fp32.
+constexpr int64_t kProducts = 128;
+
+void cpu_backward(const AttentionGradients& into, const at::Tensor& dout, const at::Tensor& q,
+                  const at::Tensor& k, const at::Tensor& v, const AttentionOutput& saved,
+                  bool causal, double scale) {
+  if (k.size(2) >= kProducts && attention_onednn_computes(q))
+    attention_onednn_backward(into, dout, q, k, v, saved, causal, scale);
+  else
+    attention_cpu_backward(into, dout, q, k, v, saved, causal, scale);
+}
+
+// ATen's forward multiplies bf16 with AMX.
+bool aten_is_quicker(const at::Tensor& q, const at::Tensor& k) {
+  return k.size(2) >= kProducts && q.scalar_type() == at::kBFloat16 && onednn_has_amx();
 }
 
 }  // namespace
@@ -51,6 +54,7 @@ AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Te
         "attention: key/value heads divide heads", at);
   const record::Scope scope(entry("attention", q, k, causal, 2), at);
   if (!q.is_cpu()) return attention_cuda(q, k, v, causal, scale);
+  if (!aten_is_quicker(q, k)) return attention_cpu(q, k, v, causal, scale);
   auto [out, lse] =
       at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, {}, scale);
   // ATen gives it the layout of q.
@@ -63,27 +67,18 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
                                       std::source_location at) {
   const record::Scope scope(entry("attention_backward", q, k, causal, 5), at);
   if (!q.is_cpu()) return attention_cuda_backward(dout, q, k, v, saved, causal, scale);
-  if (computes_in_blocks(q, k)) {
-    const AttentionGradients fresh = {empty_like_rows(q), empty_like_rows(k), empty_like_rows(v)};
-    attention_cpu_backward(fresh, dout, q, k, v, saved, causal, scale);
-    return fresh;
-  }
-  if (q.scalar_type() != at::kBFloat16 || k.size(2) >= kShort) {
-    return aten_cpu_backward(dout, q, k, v, saved, causal, scale);
-  }
-  const auto wide = [](const at::Tensor& x) { return x.to(at::kFloat); };
-  const AttentionGradients d = aten_cpu_backward(wide(dout), wide(q), wide(k), wide(v),
-                                                 {wide(saved.out), saved.lse}, causal, scale);
-  return {d.dq.to(at::kBFloat16), d.dk.to(at::kBFloat16), d.dv.to(at::kBFloat16)};
+  const AttentionGradients fresh = {empty_like_rows(q), empty_like_rows(k), empty_like_rows(v)};
+  cpu_backward(fresh, dout, q, k, v, saved, causal, scale);
+  return fresh;
 }
 
 void attention_backward_into(const AttentionGradients& into, const at::Tensor& dout,
                              const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                              const AttentionOutput& saved, bool causal, double scale,
                              std::source_location at) {
-  if (computes_in_blocks(q, k)) {
+  if (q.is_cpu()) {
     const record::Scope scope(entry("attention_backward", q, k, causal, 5), at);
-    attention_cpu_backward(into, dout, q, k, v, saved, causal, scale);
+    cpu_backward(into, dout, q, k, v, saved, causal, scale);
     return;
   }
   const AttentionGradients fresh = attention_backward(dout, q, k, v, saved, causal, scale, at);

@@ -1,215 +1,156 @@
-// The walk over blocks; the element-wise part of a block: cpu/attention_kernels.cpp.
+// The walk over sequences and heads; see attention_cpu.h.
 #include "kernels/attention_cpu.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include <algorithm>
-#include <bit>
-#include <cstring>
+#include <vector>
 
 #include "core/error.h"
-#include "kernels/fused_dispatch.h"
-#include "kernels/matmul_onednn.h"
+#include "kernels/fused_call.h"
 
 namespace picotron {
 namespace {
 
-using cpu::bf16;
+using cpu::HeadRows, cpu::AttentionBuffers, cpu::AttentionShape;
 
-constexpr int64_t kRows = 256, kKeys = 512;  // of a block: what it needs fits a core's second cache
+int64_t whole_vectors(int64_t elements) {
+  constexpr int64_t kWidest = 16;  // elements of a vector, in any instruction set
+  return (elements + kWidest - 1) / kWidest * kWidest;
+}
 
-struct Shape {
-  int64_t group, queries, keys, dim;  // group: query heads of one key/value head
-  bool causal;
-  float scale;
+template <class S>
+const cpu::AttentionKernels<S>& typed(const cpu::Kernels& kernels) {
+  if constexpr (std::is_same_v<S, cpu::bf16>)
+    return kernels.attention_bf16;
+  else if constexpr (std::is_same_v<S, float>)
+    return kernels.attention_float;
+  else
+    return kernels.attention_double;
+}
 
-  // A power of two where there is more than one block.
-  int64_t queries_of_block() const {
-    const auto most = static_cast<uint64_t>(std::max<int64_t>(kRows / group, 32));
-    return std::min(queries, static_cast<int64_t>(std::bit_floor(most)));
-  }
-  int64_t keys_of_block() const { return std::min(kKeys, keys); }
-};
+AttentionShape shape_of(const at::Tensor& q, const at::Tensor& k, bool causal, double scale) {
+  return {.heads = q.size(1) / k.size(1),
+          .queries = q.size(2),
+          .keys = k.size(2),
+          .dim = q.size(3),
+          .keys_row = whole_vectors(k.size(2)),
+          .dim_row = whole_vectors(q.size(3)),
+          .causal = causal,
+          .scale = scale};
+}
 
-// Element i of a row of a head is data[head · head_stride + row · row_stride + i].
 template <class T>
-struct Heads {
-  T* data;
-  int64_t head_stride, row_stride;
-};
-
-template <class T>
-Heads<T> heads_of(const at::Tensor& x, int64_t sequence, int64_t head) {
+HeadRows<T> rows_of(const at::Tensor& x, int64_t sequence, int64_t head) {
   T* data = static_cast<T*>(x.data_ptr());
   return {data + sequence * x.stride(0) + head * x.stride(1), x.stride(1), x.stride(2)};
 }
 
-// One key/value head of one sequence, and the query heads that read it.
-struct Part {
-  Heads<bf16> q, dout, out, k, v;
-  Heads<float> lse;
-  Heads<bf16> dq, dk, dv;
-};
-
-template <class T>
-struct Buffer {
-  explicit Buffer(int64_t elements)
-      : memory(at::empty({elements * int64_t{sizeof(T)}}, at::kByte)),
-        data(static_cast<T*>(memory.data_ptr())) {}
-  at::Tensor memory;  // aligned as vectors want it
-  T* data;
-};
-
-// Of one thread, for all blocks of all its heads.
-struct Workspace {
-  explicit Workspace(const Shape& s)
-      : Workspace(s, s.group * s.queries_of_block(), s.keys_of_block()) {}
-  Buffer<float> scores, dp;      // [keys of a block, rows of a block]
-  Buffer<bf16> p, ds;            // the same
-  Buffer<bf16> q, dout, out;     // [rows of a block, dim]
-  Buffer<float> lse, delta, dq;  // [rows of a block], [rows of a block], [rows of a block, dim]
-  Buffer<bf16> k, v;             // [keys, dim]
-  Buffer<float> dk, dv;          // [keys, dim]
+// One thread's room for all its heads; ATen aligns it as vectors want it.
+template <class C>
+class Workspace {
+ public:
+  Workspace(const AttentionShape& s, bool backward) {
+    const int64_t of_keys = s.keys * s.dim_row, transposed = s.dim * s.keys_row;
+    const int64_t of_queries = cpu::kAttentionRows * s.dim_row;
+    const int64_t scores = cpu::kAttentionRows * s.keys_row;
+    buffers.k = take(of_keys);
+    buffers.k_transposed = take(transposed);
+    buffers.q = take(of_queries);
+    buffers.p = take(scores);
+    buffers.result = take(of_queries);
+    if (backward) {
+      buffers.v_transposed = take(transposed);
+      buffers.dk = take(of_keys);
+      buffers.dv = take(of_keys);
+      buffers.dout = take(of_queries);
+      buffers.ds = take(scores);
+    } else {
+      buffers.v = take(of_keys);
+    }
+  }
+  AttentionBuffers<C> buffers{};
 
  private:
-  Workspace(const Shape& s, int64_t rows, int64_t keys)
-      : scores(keys * rows),
-        dp(keys * rows),
-        p(keys * rows),
-        ds(keys * rows),
-        q(rows * s.dim),
-        dout(rows * s.dim),
-        out(rows * s.dim),
-        lse(rows),
-        delta(rows),
-        dq(rows * s.dim),
-        k(s.keys * s.dim),
-        v(s.keys * s.dim),
-        dk(s.keys * s.dim),
-        dv(s.keys * s.dim) {}
+  C* take(int64_t elements) {
+    memory_.push_back(at::empty({elements}, at::CppTypeToScalarType<C>::value));
+    return static_cast<C*>(memory_.back().data_ptr());
+  }
+  std::vector<at::Tensor> memory_;
 };
-
-// `count` rows of each head, from row `first` on, one head after the other, without gaps.
-template <class T>
-void gather(const Heads<T>& from, int64_t heads, int64_t first, int64_t count, int64_t dim, T* to) {
-  for (int64_t head = 0; head < heads; ++head) {
-    const T* row = from.data + head * from.head_stride + first * from.row_stride;
-    for (int64_t i = 0; i < count; ++i, row += from.row_stride, to += dim)
-      std::memcpy(to, row, static_cast<size_t>(dim) * sizeof(T));
-  }
-}
-
-// The way back, rounded.
-void scatter(const float* from, int64_t heads, int64_t first, int64_t count, int64_t dim,
-             const Heads<bf16>& to) {
-  for (int64_t head = 0; head < heads; ++head, from += count * dim) {
-    cpu_kernels().round_rows(from, to.data + head * to.head_stride + first * to.row_stride,
-                             to.row_stride, count, dim);
-  }
-}
-
-PlainMatrix matrix(bf16* data, int64_t rows, int64_t columns) {
-  return {data, rows, columns, at::kBFloat16};
-}
-PlainMatrix matrix(float* data, int64_t rows, int64_t columns) {
-  return {data, rows, columns, at::kFloat};
-}
-
-void backward(const Part& part, const Shape& s, const Workspace& w) {
-  const int64_t dim = s.dim, most = s.queries_of_block();
-  gather(part.k, 1, 0, s.keys, dim, w.k.data);
-  gather(part.v, 1, 0, s.keys, dim, w.v.data);
-  std::fill_n(w.dk.data, s.keys * dim, 0.0F);
-  std::fill_n(w.dv.data, s.keys * dim, 0.0F);
-
-  for (int64_t query = 0; query < s.queries; query += most) {
-    const int64_t count = std::min(most, s.queries - query), rows = s.group * count;
-    gather(part.q, s.group, query, count, dim, w.q.data);
-    gather(part.dout, s.group, query, count, dim, w.dout.data);
-    gather(part.out, s.group, query, count, dim, w.out.data);
-    gather(part.lse, s.group, query, count, 1, w.lse.data);
-    cpu_kernels().row_dots(w.dout.data, w.out.data, w.delta.data, rows, dim);
-    const PlainMatrix q = matrix(w.q.data, rows, dim), dout = matrix(w.dout.data, rows, dim);
-    const PlainMatrix dq = matrix(w.dq.data, rows, dim);
-    const int64_t seen = s.causal ? std::min(s.keys, query + count) : s.keys;
-    for (int64_t key = 0; key < seen; key += kKeys) {
-      const int64_t width = std::min(kKeys, seen - key);
-      const auto of_keys = [&](auto& buffer) {
-        return matrix(buffer.data + key * dim, width, dim);
-      };
-      const PlainMatrix p = matrix(w.p.data, width, rows), ds = matrix(w.ds.data, width, rows);
-      onednn_product(matrix(w.scores.data, width, rows), of_keys(w.k), q.t(), /*accumulate=*/false);
-      onednn_product(matrix(w.dp.data, width, rows), of_keys(w.v), dout.t(), /*accumulate=*/false);
-      cpu_kernels().attention_gradient({.scores = w.scores.data,
-                                        .dp = w.dp.data,
-                                        .lse = w.lse.data,
-                                        .delta = w.delta.data,
-                                        .p = w.p.data,
-                                        .ds = w.ds.data,
-                                        .keys = width,
-                                        .heads = s.group,
-                                        .queries = count,
-                                        .first_query = s.causal ? query - key : width,
-                                        .scale = s.scale});
-      onednn_product(of_keys(w.dv), p, dout, /*accumulate=*/true);
-      onednn_product(of_keys(w.dk), ds, q, /*accumulate=*/true);
-      onednn_product(dq, ds.t(), of_keys(w.k), /*accumulate=*/key > 0);
-    }
-    scatter(w.dq.data, s.group, query, count, dim, part.dq);
-  }
-  scatter(w.dk.data, 1, 0, s.keys, dim, part.dk);
-  scatter(w.dv.data, 1, 0, s.keys, dim, part.dv);
-}
 
 at::Tensor whole_rows(const at::Tensor& x) {
   return x.stride(3) == 1 ? x : x.contiguous();
 }
 
+// Calls task(sequence, head, buffers) for each key/value head of each sequence.
+template <class C, class F>
+void for_heads(const at::Tensor& k, const AttentionShape& shape, bool backward, F task) {
+  at::parallel_for(0, k.size(0) * k.size(1), 1, [&](int64_t begin, int64_t end) {
+    const Workspace<C> workspace(shape, backward);
+    for (int64_t i = begin; i < end; ++i) task(i / k.size(1), i % k.size(1), workspace.buffers);
+  });
+}
+
 }  // namespace
 
-bool attention_cpu_computes(const at::Tensor& q) {
-  return q.scalar_type() == at::kBFloat16 && onednn_computes(q);
+AttentionOutput attention_cpu(const at::Tensor& q_view, const at::Tensor& k_view,
+                              const at::Tensor& v_view, bool causal, double scale,
+                              const cpu::Kernels& kernels) {
+  const at::Tensor q = whole_rows(q_view), k = whole_rows(k_view), v = whole_rows(v_view);
+  const AttentionShape shape = shape_of(q, k, causal, scale);
+  const at::TensorOptions statistics = q.options().dtype(statistic_dtype(q));
+  const AttentionOutput result = {
+      at::empty({q.size(0), q.size(2), q.size(1), q.size(3)}, q.options()).transpose(1, 2),
+      at::empty({q.size(0), q.size(2), q.size(1)}, statistics).transpose(1, 2)};
+  with_storage_type(q, [&]<class S>(S) {
+    using C = fused::Statistic<S>;
+    for_heads<C>(k, shape, /*backward=*/false,
+                 [&](int64_t sequence, int64_t head, const auto& buffers) {
+                   const int64_t query_head = head * shape.heads;
+                   typed<S>(kernels).forward({.shape = shape,
+                                              .q = rows_of<const S>(q, sequence, query_head),
+                                              .k = rows_of<const S>(k, sequence, head),
+                                              .v = rows_of<const S>(v, sequence, head),
+                                              .out = rows_of<S>(result.out, sequence, query_head),
+                                              .lse = rows_of<C>(result.lse, sequence, query_head),
+                                              .buffers = buffers});
+                 });
+  });
+  return result;
 }
 
 void attention_cpu_backward(const AttentionGradients& into, const at::Tensor& dout_view,
                             const at::Tensor& q_view, const at::Tensor& k_view,
                             const at::Tensor& v_view, const AttentionOutput& saved, bool causal,
-                            double scale) {
+                            double scale, const cpu::Kernels& kernels) {
   const at::Tensor q = whole_rows(q_view), k = whole_rows(k_view), v = whole_rows(v_view);
   const at::Tensor dout = whole_rows(dout_view), out = whole_rows(saved.out);
-  const auto fits = [](const at::Tensor& to, const at::Tensor& of) {
-    return to.sizes() == of.sizes() && to.scalar_type() == of.scalar_type() && to.stride(3) == 1;
+  const auto fits = [](const at::Tensor& one, const at::Tensor& other) {
+    return one.sizes() == other.sizes() && one.scalar_type() == other.scalar_type() &&
+           one.stride(3) == 1;
   };
   check(fits(into.dq, q) && fits(into.dk, k) && fits(into.dv, v) && fits(dout, q) && fits(out, q) &&
-            saved.lse.scalar_type() == at::kFloat,
+            saved.lse.scalar_type() == statistic_dtype(q),
         "attention's backward: gradients are of their tensors' shape and dtype");
-  const int64_t key_value_heads = k.size(1);
-  const Shape shape = {.group = q.size(1) / key_value_heads,
-                       .queries = q.size(2),
-                       .keys = k.size(2),
-                       .dim = q.size(3),
-                       .causal = causal,
-                       .scale = static_cast<float>(scale)};
-  at::parallel_for(0, q.size(0) * key_value_heads, 1, [&](int64_t begin, int64_t end) {
-    const Workspace workspace(shape);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i / key_value_heads, head = i % key_value_heads;
-      const auto queries = [&](const at::Tensor& x) {
-        return heads_of<bf16>(x, row, head * shape.group);
-      };
-      const auto keys = [&](const at::Tensor& x) { return heads_of<bf16>(x, row, head); };
-      backward({.q = queries(q),
-                .dout = queries(dout),
-                .out = queries(out),
-                .k = keys(k),
-                .v = keys(v),
-                .lse = heads_of<float>(saved.lse, row, head * shape.group),
-                .dq = queries(into.dq),
-                .dk = keys(into.dk),
-                .dv = keys(into.dv)},
-               shape, workspace);
-    }
+  const AttentionShape shape = shape_of(q, k, causal, scale);
+  with_storage_type(q, [&]<class S>(S) {
+    using C = fused::Statistic<S>;
+    for_heads<C>(
+        k, shape, /*backward=*/true, [&](int64_t sequence, int64_t head, const auto& buffers) {
+          const int64_t query_head = head * shape.heads;
+          typed<S>(kernels).backward({.shape = shape,
+                                      .q = rows_of<const S>(q, sequence, query_head),
+                                      .k = rows_of<const S>(k, sequence, head),
+                                      .v = rows_of<const S>(v, sequence, head),
+                                      .out = rows_of<const S>(out, sequence, query_head),
+                                      .dout = rows_of<const S>(dout, sequence, query_head),
+                                      .lse = rows_of<const C>(saved.lse, sequence, query_head),
+                                      .dq = rows_of<S>(into.dq, sequence, query_head),
+                                      .dk = rows_of<S>(into.dk, sequence, head),
+                                      .dv = rows_of<S>(into.dv, sequence, head),
+                                      .buffers = buffers});
+        });
   });
 }
 

@@ -83,6 +83,11 @@ record::Entry entry(const char* what, int64_t m, int64_t n, int64_t k) {
       .kind = record::Kind::product, .what = what, .shape = {m, n, k}, .flops = 2.0 * m * n * k};
 }
 
+bool onednn_has(dnnl_cpu_isa_t needed) {
+  static const auto isa = static_cast<unsigned>(dnnl_get_effective_cpu_isa());
+  return (isa & unsigned{needed}) == unsigned{needed};
+}
+
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   if (!onednn_computes(a)) {
     if (!must_widen(a)) return at::mm(a, b);
@@ -101,12 +106,12 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
 // alike.
 bool onednn_computes(const at::Tensor& x) {
   if (!x.is_cpu()) return false;
-  static const auto isa = static_cast<unsigned>(dnnl_get_effective_cpu_isa());
-  const unsigned needed = x.scalar_type() == at::kFloat ? unsigned{dnnl_cpu_isa_avx512_core}
-                          : x.scalar_type() == at::kBFloat16
-                              ? unsigned{dnnl_cpu_isa_avx512_core_bf16}
-                              : ~0U;
-  return (isa & needed) == needed;
+  if (x.scalar_type() == at::kFloat) return onednn_has(dnnl_cpu_isa_avx512_core);
+  return x.scalar_type() == at::kBFloat16 && onednn_has(dnnl_cpu_isa_avx512_core_bf16);
+}
+
+bool onednn_has_amx() {
+  return onednn_has(dnnl_cpu_isa_avx512_core_amx);
 }
 
 void onednn_product(const at::Tensor& c, const at::Tensor& a_view, const at::Tensor& b_view,

@@ -60,11 +60,14 @@ std::vector<AttentionPiece> pieces_of(const at::Tensor& q, const DocumentBegins&
       hops);
 }
 
-// The softmax of both parts, in place of the first. Its `out` is wide.
+// The softmax of both parts, in place of the first. Its `out` is wide. The functions are taken in
+// fp64 and rounded: ATen's for vectors and for what is left over differ in the last bit, and which
+// one a query meets depends on the shape of its piece.
 void merge(AttentionOutput first, const AttentionOutput& second) {
-  const at::Tensor share = at::sigmoid(second.lse - first.lse).unsqueeze(3);
+  const at::Tensor one = first.lse.to(at::kDouble), other = second.lse.to(at::kDouble);
+  const at::Tensor share = at::sigmoid(other - one).to(first.out.scalar_type()).unsqueeze(3);
   first.out.lerp_(second.out.to(first.out.scalar_type()), share);
-  at::logaddexp_out(first.lse, first.lse, second.lse);
+  first.lse.copy_(at::logaddexp(one, other));
 }
 
 }  // namespace

@@ -207,7 +207,7 @@ TEST_P(ContextParallel, IsAttentionOfTheWholeSequenceInFloat32) {
 }
 TEST_P(ContextParallel, IsAttentionOfTheWholeSequenceInBfloat16) {
   std::vector<Case> cases = cases_of(GetParam());
-  // Long enough for every hop to take the backward of kernels/attention_cpu.h.
+  // Long enough for every hop to take the backward of kernels/attention_onednn.h.
   cases.push_back({.seq = 512 * GetParam(), .heads = 6, .key_value_heads = 2, .head_dim = 64});
   expect_the_whole(GetParam(), cases, at::kBFloat16, 2e-2);
 }

@@ -22,6 +22,10 @@ template <class S>
 void cross_entropy_gradient(const CrossEntropyArguments<S>& arguments, int64_t begin, int64_t end);
 template <class S>
 void sum_of_squares(const S* x, int64_t elements, double* sums, int64_t begin, int64_t end);
+template <class S>
+void attention_forward(const AttentionForward<S>& arguments);
+template <class S>
+void attention_backward(const AttentionBackward<S>& arguments);
 void attention_gradient(const AttentionBlock& block);
 void row_dots(const bf16* a, const bf16* b, float* dots, int64_t rows, int64_t columns);
 void round_rows(const float* from, bf16* to, int64_t to_stride, int64_t rows, int64_t columns);

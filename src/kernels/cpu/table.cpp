@@ -19,8 +19,15 @@ constexpr TypedKernels<S> kTyped = {
     .sum_of_squares = sum_of_squares<S>,
 };
 
+template <class S>
+constexpr AttentionKernels<S> kAttention = {.forward = attention_forward<S>,
+                                            .backward = attention_backward<S>};
+
 constinit const Kernels kernels = {
     .instruction_set = PICOTRON_NAME(CPU_CAPABILITY),
+    .attention_bf16 = kAttention<bf16>,
+    .attention_float = kAttention<float>,
+    .attention_double = kAttention<double>,
     .attention_gradient = attention_gradient,
     .row_dots = row_dots,
     .round_rows = round_rows,
