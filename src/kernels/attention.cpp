@@ -41,9 +41,11 @@ void cpu_backward(const AttentionGradients& into, const at::Tensor& dout, const 
     attention_cpu_backward(into, dout, q, k, v, saved, causal, scale);
 }
 
-// ATen's forward multiplies bf16 with AMX.
+// A single query, as text is generated: laying out the keys costs more than it saves. With AMX:
+// ATen's forward uses it.
 bool aten_is_quicker(const at::Tensor& q, const at::Tensor& k) {
-  return k.size(2) >= kProducts && q.scalar_type() == at::kBFloat16 && onednn_has_amx();
+  return q.size(2) == 1 ||
+         (k.size(2) >= kProducts && q.scalar_type() == at::kBFloat16 && onednn_has_amx());
 }
 
 }  // namespace

@@ -30,6 +30,8 @@ const cpu::AttentionKernels<S>& typed(const cpu::Kernels& kernels) {
 }
 
 AttentionShape shape_of(const at::Tensor& q, const at::Tensor& k, bool causal, double scale) {
+  check(!causal || q.size(2) == k.size(2),
+        "attention: under a causal mask as many keys as queries");
   return {.heads = q.size(1) / k.size(1),
           .queries = q.size(2),
           .keys = k.size(2),

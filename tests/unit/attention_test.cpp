@@ -46,6 +46,7 @@ const Case kCases[] = {
     {.causal = false},
     {.key_value_heads = 2, .seq = 5, .key_seq = 19, .causal = false},
     {.batch = 1, .heads = 3, .key_value_heads = 1, .seq = 1, .key_seq = 1, .head_dim = 7},
+    {.key_value_heads = 2, .seq = 1, .key_seq = 130, .head_dim = 16, .causal = false},
     {.batch = 3, .heads = 6, .key_value_heads = 3, .seq = 33, .key_seq = 33, .head_dim = 18},
     {.batch = 1, .heads = 2, .key_value_heads = 2, .seq = 129, .key_seq = 129, .head_dim = 64},
     {.batch = 1, .heads = 9, .key_value_heads = 3, .seq = 70, .key_seq = 70, .head_dim = 24},
@@ -320,6 +321,8 @@ TEST(Attention, RefusesShapesThatDoNotFit) {
   const at::Tensor q = at::zeros({1, 4, 3, 8});
   const at::Tensor k = at::zeros({1, 3, 3, 8});
   EXPECT_THROW(attention(q, k, k, true, 1.0), BrokenInvariant);
+  const at::Tensor longer = at::zeros({1, 4, 5, 8});
+  EXPECT_THROW(attention(q, longer, longer, true, 1.0), BrokenInvariant);
   EXPECT_THROW(attention_cuda(q.to(at::kDouble), q.to(at::kDouble), q.to(at::kDouble), true, 1.0),
                BrokenInvariant);
 }

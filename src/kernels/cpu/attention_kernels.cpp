@@ -136,7 +136,7 @@ PICOTRON_INLINE double logarithm(double x) {
   return __builtin_log(x);
 }
 
-// What the rows from `first` on see: the keys of the last of them, and of a row by itself.
+// How many keys a query sees.
 PICOTRON_INLINE int64_t keys_seen(const AttentionShape& s, int64_t row) {
   return s.causal ? row + 1 : s.keys;
 }
