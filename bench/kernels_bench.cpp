@@ -143,27 +143,27 @@ void norm_of_gradients(benchmark::State& state) {
 }
 
 // Attention of sequences of state.range(0) tokens, 9 heads on 3 of key/value, about kTokens in all:
-// the loops for short ones, or the library (ATen's; of a bf16 backward, products of oneDNN).
+// our loops, or others: ATen's, and, for a bf16 backward, oneDNN's products.
 struct Attended {
   explicit Attended(const benchmark::State& state)
       : rows(state.range(0)),
-        library(state.range(1) != 0),
+        others(state.range(1) != 0),
         dtype(state.range(2) != 0 ? at::kFloat : at::kBFloat16) {}
   at::Tensor heads(int64_t count) const {
     return at::randn({kTokens / rows, rows, count, kHeadDim}).to(dtype).transpose(1, 2);
   }
   int64_t rows;
-  bool library;
+  bool others;
   at::ScalarType dtype;
   at::Tensor q = heads(9), k = heads(3), v = heads(3), dout = heads(9);
 };
 
 constexpr double kScale = 0.125;
 
-AttentionOutput attention_of(const Attended& x) {
-  if (!x.library) return attention_cpu(x.q, x.k, x.v, true, kScale);
+AttentionOutput attention_of(const Attended& x, bool causal = true) {
+  if (!x.others) return attention_cpu(x.q, x.k, x.v, causal, kScale);
   auto [out, lse] =
-      at::_scaled_dot_product_flash_attention_for_cpu(x.q, x.k, x.v, 0, true, {}, kScale);
+      at::_scaled_dot_product_flash_attention_for_cpu(x.q, x.k, x.v, 0, causal, {}, kScale);
   return {out.transpose(1, 2).contiguous().transpose(1, 2), lse};
 }
 
@@ -173,13 +173,21 @@ void attention_forward(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(attention_of(x));
 }
 
+// As text is generated: the last query of each sequence.
+void attention_of_one_query(benchmark::State& state) {
+  const at::NoGradGuard no_grad;
+  Attended x(state);
+  x.q = x.q.slice(2, x.rows - 1);
+  for (auto _ : state) benchmark::DoNotOptimize(attention_of(x, /*causal=*/false));
+}
+
 void attention_backward_pass(benchmark::State& state) {
   const at::NoGradGuard no_grad;
   const Attended x(state);
   const AttentionOutput saved = attention_of(x);
   const AttentionGradients into = {at::empty_like(x.q), at::empty_like(x.k), at::empty_like(x.v)};
   for (auto _ : state) {
-    if (!x.library)
+    if (!x.others)
       attention_cpu_backward(into, x.dout, x.q, x.k, x.v, saved, true, kScale);
     else if (attention_onednn_computes(x.q))
       attention_onednn_backward(into, x.dout, x.q, x.k, x.v, saved, true, kScale);
@@ -192,10 +200,11 @@ void attention_backward_pass(benchmark::State& state) {
 BENCHMARK(copy)->UseRealTime();
 #define PICOTRON_ATTENTION(name)                                     \
   BENCHMARK(name)                                                    \
-      ->ArgNames({"seq", "library", "fp32"})                         \
+      ->ArgNames({"seq", "others", "fp32"})                          \
       ->ArgsProduct({{32, 64, 128, 256, 512, 2048}, {0, 1}, {0, 1}}) \
       ->UseRealTime()
 PICOTRON_ATTENTION(attention_forward);
+PICOTRON_ATTENTION(attention_of_one_query);
 PICOTRON_ATTENTION(attention_backward_pass);
 #define PICOTRON_BENCHMARK(name) BENCHMARK(name)->ArgName("plain")->Arg(0)->Arg(1)->UseRealTime()
 PICOTRON_BENCHMARK(norm_forward);

@@ -8,6 +8,7 @@
 #include "core/record.h"
 #include "kernels/attention_cpu.h"
 #include "kernels/attention_cuda.h"
+#include "kernels/attention_heads.h"
 #include "kernels/attention_onednn.h"
 #include "kernels/matmul_onednn.h"
 
@@ -24,9 +25,11 @@ record::Entry entry(const char* what, const at::Tensor& q, const at::Tensor& k, 
           .flops = causal ? all / 2 : all};
 }
 
-// [batch, heads, seq, head_dim], in memory [batch, seq, heads, head_dim].
-at::Tensor empty_like_rows(const at::Tensor& x) {
-  return at::empty({x.size(0), x.size(2), x.size(1), x.size(3)}, x.options()).transpose(1, 2);
+void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal,
+                  std::source_location at) {
+  check(k.sizes() == v.sizes() && q.size(1) % k.size(1) == 0,
+        "attention: key/value heads divide heads", at);
+  check(!causal || q.size(2) == k.size(2), "attention: a causal mask is square", at);
 }
 
 // From so many keys on, oneDNN's bf16 products are quicker than loops over fp32.
@@ -41,19 +44,16 @@ void cpu_backward(const AttentionGradients& into, const at::Tensor& dout, const 
     attention_cpu_backward(into, dout, q, k, v, saved, causal, scale);
 }
 
-// A single query, as text is generated: laying out the keys costs more than it saves. With AMX:
-// ATen's forward uses it.
+// ATen's forward multiplies bf16 with AMX.
 bool aten_is_quicker(const at::Tensor& q, const at::Tensor& k) {
-  return q.size(2) == 1 ||
-         (k.size(2) >= kProducts && q.scalar_type() == at::kBFloat16 && onednn_has_amx());
+  return k.size(2) >= kProducts && q.scalar_type() == at::kBFloat16 && onednn_has_amx();
 }
 
 }  // namespace
 
 AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           bool causal, double scale, std::source_location at) {
-  check(k.sizes() == v.sizes() && q.size(1) % k.size(1) == 0,
-        "attention: key/value heads divide heads", at);
+  check_shapes(q, k, v, causal, at);
   const record::Scope scope(entry("attention", q, k, causal, 2), at);
   if (!q.is_cpu()) return attention_cuda(q, k, v, causal, scale);
   if (!aten_is_quicker(q, k)) return attention_cpu(q, k, v, causal, scale);
@@ -67,6 +67,7 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
                                       const at::Tensor& k, const at::Tensor& v,
                                       const AttentionOutput& saved, bool causal, double scale,
                                       std::source_location at) {
+  check_shapes(q, k, v, causal, at);
   const record::Scope scope(entry("attention_backward", q, k, causal, 5), at);
   if (!q.is_cpu()) return attention_cuda_backward(dout, q, k, v, saved, causal, scale);
   const AttentionGradients fresh = {empty_like_rows(q), empty_like_rows(k), empty_like_rows(v)};
@@ -79,6 +80,7 @@ void attention_backward_into(const AttentionGradients& into, const at::Tensor& d
                              const AttentionOutput& saved, bool causal, double scale,
                              std::source_location at) {
   if (q.is_cpu()) {
+    check_shapes(q, k, v, causal, at);
     const record::Scope scope(entry("attention_backward", q, k, causal, 5), at);
     cpu_backward(into, dout, q, k, v, saved, causal, scale);
     return;

@@ -6,13 +6,13 @@
 
 #include <vector>
 
-#include "core/error.h"
+#include "kernels/attention_heads.h"
 #include "kernels/fused_call.h"
 
 namespace picotron {
 namespace {
 
-using cpu::HeadRows, cpu::AttentionBuffers, cpu::AttentionShape;
+using cpu::AttentionBuffers, cpu::AttentionShape;
 
 int64_t whole_vectors(int64_t elements) {
   constexpr int64_t kWidest = 16;  // elements of a vector, in any instruction set
@@ -30,8 +30,6 @@ const cpu::AttentionKernels<S>& typed(const cpu::Kernels& kernels) {
 }
 
 AttentionShape shape_of(const at::Tensor& q, const at::Tensor& k, bool causal, double scale) {
-  check(!causal || q.size(2) == k.size(2),
-        "attention: under a causal mask as many keys as queries");
   return {.heads = q.size(1) / k.size(1),
           .queries = q.size(2),
           .keys = k.size(2),
@@ -40,12 +38,6 @@ AttentionShape shape_of(const at::Tensor& q, const at::Tensor& k, bool causal, d
           .dim_row = whole_vectors(q.size(3)),
           .causal = causal,
           .scale = scale};
-}
-
-template <class T>
-HeadRows<T> rows_of(const at::Tensor& x, int64_t sequence, int64_t head) {
-  T* data = static_cast<T*>(x.data_ptr());
-  return {data + sequence * x.stride(0) + head * x.stride(1), x.stride(1), x.stride(2)};
 }
 
 // One thread's room for all its heads; ATen aligns it as vectors want it.
@@ -81,10 +73,6 @@ class Workspace {
   std::vector<at::Tensor> memory_;
 };
 
-at::Tensor whole_rows(const at::Tensor& x) {
-  return x.stride(3) == 1 ? x : x.contiguous();
-}
-
 // Calls task(sequence, head, buffers) for each key/value head of each sequence.
 template <class C, class F>
 void for_heads(const at::Tensor& k, const AttentionShape& shape, bool backward, F task) {
@@ -102,39 +90,29 @@ AttentionOutput attention_cpu(const at::Tensor& q_view, const at::Tensor& k_view
   const at::Tensor q = whole_rows(q_view), k = whole_rows(k_view), v = whole_rows(v_view);
   const AttentionShape shape = shape_of(q, k, causal, scale);
   const at::TensorOptions statistics = q.options().dtype(statistic_dtype(q));
-  const AttentionOutput result = {
-      at::empty({q.size(0), q.size(2), q.size(1), q.size(3)}, q.options()).transpose(1, 2),
-      at::empty({q.size(0), q.size(2), q.size(1)}, statistics).transpose(1, 2)};
+  const AttentionOutput result = {empty_like_rows(q), at::empty(q.sizes().slice(0, 3), statistics)};
   with_storage_type(q, [&]<class S>(S) {
     using C = fused::Statistic<S>;
     for_heads<C>(k, shape, /*backward=*/false,
                  [&](int64_t sequence, int64_t head, const auto& buffers) {
                    const int64_t query_head = head * shape.heads;
                    typed<S>(kernels).forward({.shape = shape,
-                                              .q = rows_of<const S>(q, sequence, query_head),
-                                              .k = rows_of<const S>(k, sequence, head),
-                                              .v = rows_of<const S>(v, sequence, head),
-                                              .out = rows_of<S>(result.out, sequence, query_head),
-                                              .lse = rows_of<C>(result.lse, sequence, query_head),
+                                              .q = head_rows<const S>(q, sequence, query_head),
+                                              .k = head_rows<const S>(k, sequence, head),
+                                              .v = head_rows<const S>(v, sequence, head),
+                                              .out = head_rows<S>(result.out, sequence, query_head),
+                                              .lse = head_rows<C>(result.lse, sequence, query_head),
                                               .buffers = buffers});
                  });
   });
   return result;
 }
 
-void attention_cpu_backward(const AttentionGradients& into, const at::Tensor& dout_view,
-                            const at::Tensor& q_view, const at::Tensor& k_view,
-                            const at::Tensor& v_view, const AttentionOutput& saved, bool causal,
-                            double scale, const cpu::Kernels& kernels) {
-  const at::Tensor q = whole_rows(q_view), k = whole_rows(k_view), v = whole_rows(v_view);
-  const at::Tensor dout = whole_rows(dout_view), out = whole_rows(saved.out);
-  const auto fits = [](const at::Tensor& one, const at::Tensor& other) {
-    return one.sizes() == other.sizes() && one.scalar_type() == other.scalar_type() &&
-           one.stride(3) == 1;
-  };
-  check(fits(into.dq, q) && fits(into.dk, k) && fits(into.dv, v) && fits(dout, q) && fits(out, q) &&
-            saved.lse.scalar_type() == statistic_dtype(q),
-        "attention's backward: gradients are of their tensors' shape and dtype");
+void attention_cpu_backward(const AttentionGradients& into, const at::Tensor& dout,
+                            const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            const AttentionOutput& saved, bool causal, double scale,
+                            const cpu::Kernels& kernels) {
+  const BackwardInputs in = backward_inputs(into, dout, q, k, v, saved);
   const AttentionShape shape = shape_of(q, k, causal, scale);
   with_storage_type(q, [&]<class S>(S) {
     using C = fused::Statistic<S>;
@@ -142,15 +120,15 @@ void attention_cpu_backward(const AttentionGradients& into, const at::Tensor& do
         k, shape, /*backward=*/true, [&](int64_t sequence, int64_t head, const auto& buffers) {
           const int64_t query_head = head * shape.heads;
           typed<S>(kernels).backward({.shape = shape,
-                                      .q = rows_of<const S>(q, sequence, query_head),
-                                      .k = rows_of<const S>(k, sequence, head),
-                                      .v = rows_of<const S>(v, sequence, head),
-                                      .out = rows_of<const S>(out, sequence, query_head),
-                                      .dout = rows_of<const S>(dout, sequence, query_head),
-                                      .lse = rows_of<const C>(saved.lse, sequence, query_head),
-                                      .dq = rows_of<S>(into.dq, sequence, query_head),
-                                      .dk = rows_of<S>(into.dk, sequence, head),
-                                      .dv = rows_of<S>(into.dv, sequence, head),
+                                      .q = head_rows<const S>(in.q, sequence, query_head),
+                                      .k = head_rows<const S>(in.k, sequence, head),
+                                      .v = head_rows<const S>(in.v, sequence, head),
+                                      .out = head_rows<const S>(in.out, sequence, query_head),
+                                      .dout = head_rows<const S>(in.dout, sequence, query_head),
+                                      .lse = head_rows<const C>(in.lse, sequence, query_head),
+                                      .dq = head_rows<S>(into.dq, sequence, query_head),
+                                      .dk = head_rows<S>(into.dk, sequence, head),
+                                      .dv = head_rows<S>(into.dv, sequence, head),
                                       .buffers = buffers});
         });
   });

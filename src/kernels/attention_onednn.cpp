@@ -1,4 +1,4 @@
-// The walk over blocks; the element-wise part of a block: cpu/attention_kernels.cpp.
+// The walk over blocks; the element-wise part of a block: cpu/attention_block_kernels.cpp.
 #include "kernels/attention_onednn.h"
 
 #include <ATen/ATen.h>
@@ -8,8 +8,7 @@
 #include <bit>
 #include <cstring>
 
-#include "core/error.h"
-#include "kernels/fused_dispatch.h"
+#include "kernels/attention_heads.h"
 #include "kernels/matmul_onednn.h"
 
 namespace picotron {
@@ -31,12 +30,6 @@ struct Shape {
   }
   int64_t keys_of_block() const { return std::min(kKeys, keys); }
 };
-
-template <class T>
-HeadRows<T> heads_of(const at::Tensor& x, int64_t sequence, int64_t head) {
-  T* data = static_cast<T*>(x.data_ptr());
-  return {data + sequence * x.stride(0) + head * x.stride(1), x.stride(1), x.stride(2)};
-}
 
 // One key/value head of one sequence, and the query heads that read it.
 struct Part {
@@ -156,28 +149,16 @@ void backward(const Part& part, const Shape& s, const Workspace& w) {
   scatter(w.dv.data, 1, 0, s.keys, dim, part.dv);
 }
 
-at::Tensor whole_rows(const at::Tensor& x) {
-  return x.stride(3) == 1 ? x : x.contiguous();
-}
-
 }  // namespace
 
 bool attention_onednn_computes(const at::Tensor& q) {
   return q.scalar_type() == at::kBFloat16 && onednn_computes(q);
 }
 
-void attention_onednn_backward(const AttentionGradients& into, const at::Tensor& dout_view,
-                               const at::Tensor& q_view, const at::Tensor& k_view,
-                               const at::Tensor& v_view, const AttentionOutput& saved, bool causal,
-                               double scale) {
-  const at::Tensor q = whole_rows(q_view), k = whole_rows(k_view), v = whole_rows(v_view);
-  const at::Tensor dout = whole_rows(dout_view), out = whole_rows(saved.out);
-  const auto fits = [](const at::Tensor& to, const at::Tensor& of) {
-    return to.sizes() == of.sizes() && to.scalar_type() == of.scalar_type() && to.stride(3) == 1;
-  };
-  check(fits(into.dq, q) && fits(into.dk, k) && fits(into.dv, v) && fits(dout, q) && fits(out, q) &&
-            saved.lse.scalar_type() == at::kFloat,
-        "attention's backward: gradients are of their tensors' shape and dtype");
+void attention_onednn_backward(const AttentionGradients& into, const at::Tensor& dout,
+                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                               const AttentionOutput& saved, bool causal, double scale) {
+  const BackwardInputs in = backward_inputs(into, dout, q, k, v, saved);
   const int64_t key_value_heads = k.size(1);
   const Shape shape = {.group = q.size(1) / key_value_heads,
                        .queries = q.size(2),
@@ -190,15 +171,15 @@ void attention_onednn_backward(const AttentionGradients& into, const at::Tensor&
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / key_value_heads, head = i % key_value_heads;
       const auto queries = [&](const at::Tensor& x) {
-        return heads_of<bf16>(x, row, head * shape.group);
+        return head_rows<bf16>(x, row, head * shape.group);
       };
-      const auto keys = [&](const at::Tensor& x) { return heads_of<bf16>(x, row, head); };
-      backward({.q = queries(q),
-                .dout = queries(dout),
-                .out = queries(out),
-                .k = keys(k),
-                .v = keys(v),
-                .lse = heads_of<float>(saved.lse, row, head * shape.group),
+      const auto keys = [&](const at::Tensor& x) { return head_rows<bf16>(x, row, head); };
+      backward({.q = queries(in.q),
+                .dout = queries(in.dout),
+                .out = queries(in.out),
+                .k = keys(in.k),
+                .v = keys(in.v),
+                .lse = head_rows<float>(in.lse, row, head * shape.group),
                 .dq = queries(into.dq),
                 .dk = keys(into.dk),
                 .dv = keys(into.dv)},

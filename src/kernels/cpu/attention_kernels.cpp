@@ -110,6 +110,52 @@ PICOTRON_INLINE Vector<C> where_seen(const Vector<C>& v, int64_t first, int64_t 
   return load<C>(lanes, Full{}) < static_cast<C>(seen - first) ? v : all<Vector<C>>(other);
 }
 
+// to [rows, keys] = a [rows, dim] b, for the keys that fill `columns`; b transposed [dim, keys].
+template <class C>
+PICOTRON_INLINE void scores_of(const AttentionShape& s, int64_t rows, const C* a, const C* b,
+                               int64_t columns, C* to) {
+  multiply<C>(rows, {.a = a,
+                     .a_row = s.dim_row,
+                     .a_column = 1,
+                     .b = b,
+                     .b_row = s.keys_row,
+                     .terms = s.dim,
+                     .columns = columns,
+                     .to = to,
+                     .to_row = s.keys_row});
+}
+
+// to [rows, dim] = p [rows, keys] b [keys, dim] over the first `seen` keys.
+template <class C>
+PICOTRON_INLINE void sum_over_keys(const AttentionShape& s, int64_t rows, const C* p, const C* b,
+                                   int64_t seen, C* to) {
+  multiply<C>(rows, {.a = p,
+                     .a_row = s.keys_row,
+                     .a_column = 1,
+                     .b = b,
+                     .b_row = s.dim_row,
+                     .terms = seen,
+                     .columns = whole_vectors(s.dim, kLanes<C>),
+                     .to = to,
+                     .to_row = s.dim_row});
+}
+
+// to [rows, dim] += pᵀ b: a few keys of p [queries, keys], b [queries, dim].
+template <class C>
+PICOTRON_INLINE void add_over_queries(const AttentionShape& s, int64_t rows, const C* p, const C* b,
+                                      int64_t queries, C* to) {
+  multiply<C>(rows, {.a = p,
+                     .a_row = 1,
+                     .a_column = s.keys_row,
+                     .b = b,
+                     .b_row = s.dim_row,
+                     .terms = queries,
+                     .columns = whole_vectors(s.dim, kLanes<C>),
+                     .to = to,
+                     .to_row = s.dim_row,
+                     .add = true});
+}
+
 // A row of scores becomes exp(s · scale − greatest); returns the sum and the greatest.
 template <class C>
 PICOTRON_INLINE C softmax_row(C* s, int64_t seen, int64_t columns, C scale, C& greatest) {
@@ -147,7 +193,6 @@ void attention_forward(const AttentionForward<S>& x) {
   const AttentionShape& s = x.shape;
   const AttentionBuffers<C>& b = x.buffers;
   const C scale = static_cast<C>(s.scale);
-  const int64_t dims = whole_vectors(s.dim, kLanes<C>);
   widen(x.k, 0, 0, s.keys, s.dim, b.k, s.dim_row);
   transpose(b.k, s.dim_row, s.keys, s.dim, b.k_transposed, s.keys_row);
   widen(x.v, 0, 0, s.keys, s.dim, b.v, s.dim_row);
@@ -157,15 +202,7 @@ void attention_forward(const AttentionForward<S>& x) {
       const int64_t seen = keys_seen(s, first + rows - 1);
       const int64_t columns = whole_vectors(seen, kLanes<C>);
       widen(x.q, head, first, rows, s.dim, b.q, s.dim_row);
-      multiply<C>(rows, {.a = b.q,
-                         .a_row = s.dim_row,
-                         .a_column = 1,
-                         .b = b.k_transposed,
-                         .b_row = s.keys_row,
-                         .terms = s.dim,
-                         .columns = columns,
-                         .to = b.p,
-                         .to_row = s.keys_row});
+      scores_of<C>(s, rows, b.q, b.k_transposed, columns, b.p);
       C sums[kRows];
       for (int64_t r = 0; r < rows; ++r) {
         C greatest;
@@ -174,15 +211,7 @@ void attention_forward(const AttentionForward<S>& x) {
         x.lse.data[head * x.lse.head_stride + (first + r) * x.lse.row_stride] =
             greatest + logarithm(sums[r]);
       }
-      multiply<C>(rows, {.a = b.p,
-                         .a_row = s.keys_row,
-                         .a_column = 1,
-                         .b = b.v,
-                         .b_row = s.dim_row,
-                         .terms = seen,
-                         .columns = dims,
-                         .to = b.result,
-                         .to_row = s.dim_row});
+      sum_over_keys<C>(s, rows, b.p, b.v, seen, b.result);
       for (int64_t r = 0; r < rows; ++r) {
         narrow(b.result + r * s.dim_row, s.dim_row, C{1} / sums[r], s.dim, x.out, head, first + r,
                1);
@@ -211,7 +240,6 @@ void backward_of_queries(const AttentionBackward<S>& x, int64_t head, int64_t fi
   using C = Statistic<S>;
   const AttentionShape& s = x.shape;
   const AttentionBuffers<C>& b = x.buffers;
-  const int64_t dims = whole_vectors(s.dim, kLanes<C>);
   widen(x.q, head, first, count, s.dim, b.q, s.dim_row);
   widen(x.dout, head, first, count, s.dim, b.dout, s.dim_row);
   const C* lse = x.lse.data + head * x.lse.head_stride + first * x.lse.row_stride;
@@ -222,19 +250,8 @@ void backward_of_queries(const AttentionBackward<S>& x, int64_t head, int64_t fi
     const int64_t columns = whole_vectors(seen, kLanes<C>);
     C* p = b.p + row * s.keys_row;
     C* ds = b.ds + row * s.keys_row;
-    const auto by_keys = [&](const C* a, const C* transposed, C* to) {
-      multiply<C>(rows, {.a = a + row * s.dim_row,
-                         .a_row = s.dim_row,
-                         .a_column = 1,
-                         .b = transposed,
-                         .b_row = s.keys_row,
-                         .terms = s.dim,
-                         .columns = columns,
-                         .to = to,
-                         .to_row = s.keys_row});
-    };
-    by_keys(b.q, b.k_transposed, p);
-    by_keys(b.dout, b.v_transposed, ds);
+    scores_of<C>(s, rows, b.q + row * s.dim_row, b.k_transposed, columns, p);
+    scores_of<C>(s, rows, b.dout + row * s.dim_row, b.v_transposed, columns, ds);
     for (int64_t r = 0; r < rows; ++r) {
       const C* dout_row = b.dout + (row + r) * s.dim_row;
       const S* out_row = out + (row + r) * x.out.row_stride;
@@ -244,35 +261,19 @@ void backward_of_queries(const AttentionBackward<S>& x, int64_t head, int64_t fi
       gradient_row<C>(p + r * s.keys_row, ds + r * s.keys_row, keys_seen(s, first + row + r),
                       columns, lse[(row + r) * x.lse.row_stride], delta, static_cast<C>(s.scale));
     }
-    multiply<C>(rows, {.a = ds,
-                       .a_row = s.keys_row,
-                       .a_column = 1,
-                       .b = b.k,
-                       .b_row = s.dim_row,
-                       .terms = seen,
-                       .columns = dims,
-                       .to = b.result,
-                       .to_row = s.dim_row});
+    sum_over_keys<C>(s, rows, ds, b.k, seen, b.result);
     narrow(b.result, s.dim_row, C{1}, s.dim, x.dq, head, first + row, rows);
   }
   const int64_t seen = keys_seen(s, first + count - 1);
   for (int64_t key = 0; key < seen; key += kRows) {
     // Four rows of p and ds end in zeros where the last one's keys do, so four keys begin together.
     const int64_t unseen = s.causal && key > first ? key - first : 0;
-    const auto by_queries = [&](const C* a, const C* of_queries, C* to) {
-      multiply<C>(at_most(kRows, seen - key), {.a = a + unseen * s.keys_row + key,
-                                               .a_row = 1,
-                                               .a_column = s.keys_row,
-                                               .b = of_queries + unseen * s.dim_row,
-                                               .b_row = s.dim_row,
-                                               .terms = count - unseen,
-                                               .columns = dims,
-                                               .to = to + key * s.dim_row,
-                                               .to_row = s.dim_row,
-                                               .add = true});
-    };
-    by_queries(b.p, b.dout, b.dv);
-    by_queries(b.ds, b.q, b.dk);
+    const int64_t rows = at_most(kRows, seen - key), scores = unseen * s.keys_row + key;
+    const int64_t queries = unseen * s.dim_row;
+    add_over_queries<C>(s, rows, b.p + scores, b.dout + queries, count - unseen,
+                        b.dv + key * s.dim_row);
+    add_over_queries<C>(s, rows, b.ds + scores, b.q + queries, count - unseen,
+                        b.dk + key * s.dim_row);
   }
 }
 
