@@ -93,6 +93,7 @@ def main():
         **{f"resumed_{run.replace('-', '_')}": same_bits(folder, f"resumed-{run}", f"gpu-{dtype}", after=10)
            for run, dtype in (("float32", "float32"), ("bfloat16", "bfloat16"), ("async-float32", "float32"))},
         "resumed_on_cpu": curves(folder, "resumed-cpu-float32", "gpu-float32", 1e-4, after=10),
+        "resumed_on_gpu": curves(folder, "resumed-gpu-float32", "cpu-float32", 1e-4, after=10),
         **{f"shared_{axis}": curves(folder, f"shared-{axis}", "gpu-float32", 1e-4)
            for axis in ("dp", "tp", "pp", "cp")},
         "speed": speed(folder),

@@ -15,7 +15,7 @@ Builds the program with its CUDA plug-in into build-gpu/ and checks, on one GPU:
   shared    two ranks on the one GPU (backend gloo), in data, tensor (sequence parallel), pipeline and context
             parallel, follow the curve of one, within 1e-4
   resumed   a checkpoint of the GPU's run goes on to the same bits on it, also one written beside training
-            (checkpoint.async), and within 1e-4 on the CPU
+            (checkpoint.async), and within 1e-4 on the CPU; one of the CPU's run on the GPU, within 1e-4
   speed     tokens/s, MFU and memory of SmolLM-1.7B in bfloat16, beside plain PyTorch's where transformers is here
 
 Writes DIR/gpu_checks.json (DIR: $OUT, else build-gpu/) and prints it; what it does goes to stderr.
@@ -121,7 +121,7 @@ fi
 
 short=(--config configs/stories.json --training.total_train_steps 20 --training.eval_interval 0)
 for dtype in float32 bfloat16; do
-  train "cpu-$dtype" 60 "${short[@]}" --model.dtype $dtype --distributed.use_cpu true
+  train "cpu-$dtype" 60 "${short[@]}" --model.dtype $dtype --distributed.use_cpu true --checkpoint.save_frequency 10
   train "gpu-$dtype" 60 "${short[@]}" --model.dtype $dtype "${where[@]}"
   train "again-$dtype" 60 "${short[@]}" --model.dtype $dtype "${where[@]}" --checkpoint.save_frequency 10
   train "resumed-$dtype" 60 "${short[@]}" --model.dtype $dtype "${where[@]}" \
@@ -133,6 +133,8 @@ train resumed-async-float32 60 "${short[@]}" --model.dtype float32 "${where[@]}"
   --checkpoint.load_path "$work/async-float32/10"
 train resumed-cpu-float32 60 "${short[@]}" --model.dtype float32 --distributed.use_cpu true \
   --checkpoint.load_path "$work/again-float32/10"
+train resumed-gpu-float32 60 "${short[@]}" --model.dtype float32 "${where[@]}" \
+  --checkpoint.load_path "$work/cpu-float32/10"
 masked=("${short[@]}" --model.dtype float32 --dataset.document_masking true)
 train cpu-masked 60 "${masked[@]}" --distributed.use_cpu true
 train gpu-masked 60 "${masked[@]}" "${where[@]}"

@@ -4,8 +4,10 @@
 //   KIND    die | stop | delay | cut      PHASE   start | forward | backward | optimizer | save
 //
 // `delay` stops the process for 5 s; `cut` shuts every connection it has, and those it opens later.
-// A thread of the rank watches its record, or its folder, from the end of step STEP - 1 on and
-// strikes in the first moment of the phase that it sees; stdout then says "struck in PHASE".
+// From the end of step STEP - 1 on, the rank looks at its record before each ATen operation and is
+// struck at the first one within the phase; a save is seen by a thread that watches the folder.
+// stdout then says "struck in PHASE".
+#include <ATen/record_function.h>
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -13,6 +15,8 @@
 
 #include <chrono>
 #include <filesystem>
+#include <memory>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -63,16 +67,31 @@ void strike(const std::string& kind, const std::string& phase) {
     }).detach();
 }
 
-// Whether the rank whose record and folder these are is in that phase of a step.
-bool is_in(const std::string& phase, const record::Recorder& recorder, const fs::path& save_dir) {
-  if (phase == "save") {
-    for (const auto& entry : fs::directory_iterator(save_dir))
-      if (entry.path().extension() == ".partial") return true;
-    return false;
-  }
-  const record::Entry now = recorder.newest();
-  if (phase == "optimizer") return now.kind == record::Kind::optimizer;
-  return now.what == std::string(phase == "forward" ? "attention" : "attention_backward");
+bool saves(const fs::path& save_dir) {
+  for (const auto& entry : fs::directory_iterator(save_dir))
+    if (entry.path().extension() == ".partial") return true;
+  return false;
+}
+
+// ATen calls a function without an object, so what it is to do is known here.
+struct Blow {
+  std::string kind, phase;
+  bool is_due = false;
+};
+Blow blow;
+
+// Before an ATen operation of the rank's own thread.
+std::unique_ptr<at::ObserverContext> strike_in_phase(const at::RecordFunction&) {
+  const record::Recorder* recorder = record::current();
+  if (recorder == nullptr || !blow.is_due) return nullptr;
+  const record::Entry now = recorder->newest();
+  const bool is_in = blow.phase == "forward"    ? now.what == std::string("attention")
+                     : blow.phase == "backward" ? now.what == std::string("attention_backward")
+                                                : now.kind == record::Kind::optimizer;
+  if (!is_in) return nullptr;
+  blow.is_due = false;
+  strike(blow.kind, blow.phase);
+  return nullptr;
 }
 
 int probe(const std::vector<std::string>& arguments) {
@@ -90,15 +109,19 @@ int probe(const std::vector<std::string>& arguments) {
   return launch(options, [&](const Rendezvous& rendezvous, int, int) {
     const bool strikes = rendezvous.global_rank == victim;
     if (strikes && phase == "start") strike(kind, phase);
+    std::jthread watches_folder;
     TrainObserver observer;
     observer.after_reading = [&](const StepMetrics& metrics) {
-      if (!strikes || phase == "start" || metrics.step != step - 1) return;
-      std::thread([&, recorder = record::current()] {
-        while (!is_in(phase, *recorder, config.checkpoint.save_dir))
-          if (phase == "save") std::this_thread::sleep_for(100us);
-        strike(kind, phase);
-      }).detach();
+      if (!strikes || metrics.step != step - 1) return;
+      blow = {.kind = kind, .phase = phase, .is_due = phase != "save" && phase != "start"};
+      if (phase == "save")
+        watches_folder = std::jthread([&](const std::stop_token& ended) {
+          while (!ended.stop_requested() && !saves(config.checkpoint.save_dir))
+            std::this_thread::sleep_for(100us);
+          if (!ended.stop_requested()) strike(kind, phase);
+        });
     };
+    at::addGlobalCallback(at::RecordFunctionCallback(strike_in_phase));
     const auto device = open_device({.use_cpu = true});
     return train(run, rendezvous, *device, observer).stopped ? kStoppedAfterSave : 0;
   });
