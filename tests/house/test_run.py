@@ -1,6 +1,7 @@
 """./run: what a newcomer types first. Nothing here installs or compiles: `./run test` has brought all up to date."""
 
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -52,3 +53,11 @@ def test_nothing_to_do_is_done_quickly():
         seconds.append(time.monotonic() - began)
         assert (code, out, err) == (0, "build/picotron is up to date\n", "")
     assert min(seconds) < 1.0, "promised is half a second, on a machine that does nothing else"
+
+
+def test_nothing_waits_by_a_timed_read():
+    """bash 5.2's `read -t` whose time is over before it waits sets a signal mask that it never saved: on a busy machine
+    a step of ./run then went on for ever, its child's end unheard."""
+    for script in ["run", ".ci/run", *(path.relative_to(ROOT) for path in ROOT.glob("bench/*.sh"))]:
+        lines = [line.partition("#")[0] for line in (ROOT / script).read_text().splitlines()]
+        assert not [line for line in lines if re.search(r"\bread\b[^|;]* -\w*t", line)], script
