@@ -2,6 +2,7 @@
 // one, where the plug-in is loaded.
 #include "kernels/fused_dispatch.h"
 
+#include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 
@@ -31,7 +32,22 @@ bool has_fused(const at::Tensor& x) {
   }
 }
 
+// Before main(), when there is no second thread yet.
+[[maybe_unused]] const bool kVectorMathIsSettled = (settle_vector_math(), true);
+
 }  // namespace
+
+void settle_vector_math() {
+  const at::NoGradGuard no_grad;
+  for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
+    const at::Tensor x = at::full({1}, 0.5, dtype);
+    for (const auto f :
+         {at::acos, at::asin, at::atan, at::cos, at::erf, at::erfc, at::erfinv, at::exp, at::log,
+          at::log10, at::log2, at::sin, at::sqrt, at::tan, at::tanh, at::trunc}) {
+      f(x);
+    }
+  }
+}
 
 std::vector<const cpu::Kernels*> supported_cpu_kernels() {
   std::vector<const cpu::Kernels*> tables = {&cpu::DEFAULT::kernels};
