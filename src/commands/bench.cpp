@@ -23,6 +23,7 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "dist/device.h"
+#include "kernels/huge_pages.h"
 #include "kernels/matmul.h"
 #include "model/architectures.h"
 #include "model/huggingface_config.h"
@@ -111,6 +112,7 @@ ChildProcess start_ours(const Case& c, int threads) {
   return ChildProcess::fork([&] {
     try {
       keep_freed_memory();
+      use_huge_pages();
       at::set_num_threads(threads);
       serve_step_bench(c.step, std::cin, std::cout);
       return 0;

@@ -13,6 +13,7 @@
 #include "core/memory.h"
 #include "dist/device.h"
 #include "dist/launch.h"
+#include "kernels/huge_pages.h"
 #include "train/layout.h"
 #include "train/samples.h"
 
@@ -41,6 +42,7 @@ int check_and_launch(const std::vector<std::string>& arguments) {
   if (const std::optional<int> done = parse(app, rest, known)) return *done;
 
   keep_freed_memory();
+  use_huge_pages();
   Config config = file.empty() ? config_from_flags(overrides, known_layout_sizes)
                                : load_config(file, overrides, known_layout_sizes);
   resolve_environment(config, [](const char* name) -> const char* { return std::getenv(name); });

@@ -17,7 +17,7 @@ namespace picotron {
 // Calls each function that ATen takes from MKL's vector mathematics once, on one element, in fp32
 // and fp64; done before main() in every program that links this. MKL looks for a function's kernel
 // at its first call, and a thread that does so beside another may get, for that call, one of half
-// the digits (pytorch/pytorch#188792): RoPE's tables, say, would then be slightly wrong in some runs.
+// the digits (pytorch/pytorch#188792): RoPE's tables, say, would then be slightly wrong in a run.
 void settle_vector_math();
 
 // The widest table that this CPU can run, and all that it can (for tests), narrowest first.
