@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/record.h"
+#include "kernels/matmul_amx.h"
 #include "kernels/matmul_onednn.h"
 
 namespace picotron {
@@ -88,13 +89,20 @@ bool onednn_has(dnnl_cpu_isa_t needed) {
   return (isa & unsigned{needed}) == unsigned{needed};
 }
 
+void multiply(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
+  if (amx_computes(a, b))
+    amx_product(c, a, b, accumulate);
+  else
+    onednn_product(c, a, b, accumulate);
+}
+
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   if (!onednn_computes(a)) {
     if (!must_widen(a)) return at::mm(a, b);
     return at::mm(a.to(at::kFloat), b.to(at::kFloat)).to(a.scalar_type());
   }
   at::Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
-  onednn_product(c, a, b, false);
+  multiply(c, a, b, /*accumulate=*/false);
   return c;
 }
 
@@ -172,7 +180,7 @@ void linear_weight_gradient(const at::Tensor& dw, const at::Tensor& dy, const at
         "weight gradient: dw [n, k], dy [m, n], x [m, k]", at);
   const record::Scope scope(entry("linear_weight_gradient", dy.size(1), x.size(1), dy.size(0)), at);
   if (onednn_computes(dy)) {
-    onednn_product(dw, dy.t(), x, accumulate);
+    multiply(dw, dy.t(), x, accumulate);
     return;
   }
   auto& sum = const_cast<at::Tensor&>(dw);

@@ -109,11 +109,46 @@ TEST(Matmul, MatchesFloat64OnAGpu) {
 // oneDNN can be told to behave as on an older CPU, before its first product: in another process.
 TEST(Matmul, MatchesFloat64OnOlderCpus) {
   const std::string program = std::filesystem::read_symlink("/proc/self/exe");
-  for (const char* isa : {"AVX512_CORE", "AVX2"}) {
+  for (const char* isa : {"AVX512_CORE_BF16", "AVX512_CORE", "AVX2"}) {
     const std::string command = fmt::format(
-        "DNNL_MAX_CPU_ISA={} '{}' --gtest_filter=Matmul.MatchesFloat64 > /dev/null", isa, program);
+        "DNNL_MAX_CPU_ISA={} '{}' --gtest_filter=Matmul.MatchesFloat64:Matmul.IsExactOnIntegers "
+        "> /dev/null",
+        isa, program);
     EXPECT_EQ(std::system(command.c_str()), 0) << command;
   }
+}
+
+at::Tensor integers(int64_t rows, int64_t columns, uint64_t seed) {
+  return random(rows, columns, seed, at::kDouble).mul(1.5).round().clamp(-4, 4).to(at::kBFloat16);
+}
+
+// Sums of small integers are exact in fp32, so that one term too few or twice is seen. The shapes
+// are cut into several blocks along each dim, or into one; end in the middle of a tile, or with it;
+// and are written past the caches (kernels/amx/product.h), or not.
+TEST(Matmul, IsExactOnIntegers) {
+  const int before = at::get_num_threads();
+  const auto wide = [](const at::Tensor& x) { return x.to(at::kDouble); };
+  for (const Shape& s : {Shape{1050, 1400, 1250}, Shape{1024, 1536, 64}, Shape{33, 2000, 32},
+                         Shape{96, 40, 3000}, Shape{2048, 576, 576}}) {
+    SCOPED_TRACE(name_of(s, at::kBFloat16));
+    for (const auto& view : std::vector<std::function<at::Tensor(const at::Tensor&)>>{
+             [](const at::Tensor& x) { return x; }, as_part, as_transpose}) {
+      const at::Tensor x = view(integers(s.m, s.k, 1)), w = view(integers(s.n, s.k, 2));
+      const at::Tensor dy = view(integers(s.m, s.n, 3));
+      const at::Tensor y = at::mm(wide(x), wide(w).t()), dx = at::mm(wide(dy), wide(w));
+      const at::Tensor dw = at::mm(wide(dy).t(), wide(x));
+      for (const int threads : {1, 2, 3}) {
+        at::set_num_threads(threads);
+        EXPECT_TRUE(at::equal(linear_forward(x, w), y.to(at::kBFloat16)));
+        EXPECT_TRUE(at::equal(linear_input_gradient(dy, w), dx.to(at::kBFloat16)));
+        const at::Tensor sum = at::full({s.n, s.k}, std::numeric_limits<float>::quiet_NaN());
+        linear_weight_gradient(sum, dy, x, /*accumulate=*/false);
+        linear_weight_gradient(sum, dy, x);
+        EXPECT_TRUE(at::equal(sum, (2 * dw).to(at::kFloat)));
+      }
+    }
+  }
+  at::set_num_threads(before);
 }
 
 // bf16 gradients are summed in fp32: a bf16 sum of a thousand equal terms stops growing at 256.
@@ -130,7 +165,8 @@ TEST(Matmul, GivesTheSameBitsOnOneThreadAndTwo) {
         << "without AVX512-BF16 or AMX, products are ATen's, and MKL splits sums by threads";
   const int before = at::get_num_threads();
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    for (const Shape& s : {Shape{129, 509, 257}, Shape{512, 576, 192}, Shape{7, 1536, 576}}) {
+    for (const Shape& s : {Shape{129, 509, 257}, Shape{512, 576, 192}, Shape{7, 1536, 576},
+                           Shape{700, 1100, 1300}}) {
       SCOPED_TRACE(name_of(s, dtype));
       const at::TensorOptions options(dtype);
       const at::Tensor x = random(s.m, s.k, 1, options);

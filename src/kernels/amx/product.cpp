@@ -1,0 +1,218 @@
+// See product.h.
+#include "kernels/amx/product.h"
+
+#include "kernels/amx/tiles.h"
+
+namespace picotron::amx {
+namespace {
+
+constexpr int64_t kBlock = kPanel * kPanel;  // sums of one panel of a with one of b
+constexpr int64_t kMostK = 576;              // 36 KB of b in the first cache
+constexpr int64_t kStreamed = 2 << 20;       // bytes of c from which on it passes by the caches
+
+constexpr int64_t blocks_along(int64_t size, int64_t block) {
+  return (size + block - 1) / block;
+}
+
+// 32 x 32 sums, and where they go.
+struct Finished {
+  const float* from = nullptr;  // null: nothing is waiting
+  char* to = nullptr;
+  int64_t stride = 0;  // bytes
+  int64_t rows = 0;
+  __mmask32 columns = 0;
+  bool stream = false;
+};
+
+template <Into into>
+inline void write_row(const Finished& block, int64_t row) {
+  const float* from = block.from + row * kPanel;
+  char* to = block.to + row * block.stride;
+  const auto left = static_cast<__mmask16>(block.columns);
+  const auto right = static_cast<__mmask16>(block.columns >> 16);
+  __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + 16);
+  if constexpr (into == Into::rounded) {
+    const auto rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    if (block.stream)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), rounded);
+    else
+      _mm512_mask_storeu_epi16(to, block.columns, rounded);
+    return;
+  }
+  auto* sums = reinterpret_cast<float*>(to);
+  if constexpr (into == Into::added) {
+    low = _mm512_add_ps(low, _mm512_maskz_loadu_ps(left, sums));
+    high = _mm512_add_ps(high, _mm512_maskz_loadu_ps(right, sums + 16));
+  }
+  if (block.stream) {
+    _mm512_stream_ps(sums, low);
+    _mm512_stream_ps(sums + 16, high);
+  } else {
+    _mm512_mask_storeu_ps(sums, left, low);
+    _mm512_mask_storeu_ps(sums + 16, right, high);
+  }
+}
+
+template <Into into>
+inline void write(Finished& block) {
+  for (int64_t row = 0; block.from != nullptr && row < block.rows; ++row)
+    write_row<into>(block, row);
+  block = {};
+}
+
+inline void prefetch(const void* line) {
+  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0);
+}
+
+// sums = (or, with add, sums +=) a panel of a times a panel of b, `steps` times 32 of k. Meanwhile
+// `before` is written, what `next` will be added to is fetched, and so are the sums that follow.
+template <Into into, bool add>
+inline void multiply_panels(const bf16* a, const bf16* b, int64_t steps, float* sums,
+                            const Finished& before, const Finished& next) {
+  constexpr int64_t kRow = kPanel * int64_t{sizeof(float)};
+  if constexpr (add) {
+    _tile_stream_loadd(0, sums, kRow);
+    _tile_stream_loadd(1, sums + 16, kRow);
+    _tile_stream_loadd(2, sums + 16 * kPanel, kRow);
+    _tile_stream_loadd(3, sums + 16 * kPanel + 16, kRow);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const int64_t rows_a_step = blocks_along(kPanel, steps);
+  int64_t row = 0;
+  for (int64_t step = 0; step < steps; ++step, a += 2 * kTile, b += 2 * kTile) {
+    _tile_stream_loadd(4, a, 64);
+    _tile_loadd(6, b, 64);
+    _tile_loadd(7, b + kTile, 64);
+    _tile_stream_loadd(5, a + kTile, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    const int64_t end = smaller(kPanel, row + rows_a_step);
+    if (before.from != nullptr)
+      for (int64_t i = row; i < smaller(end, before.rows); ++i) write_row<into>(before, i);
+    if (into == Into::added && next.from != nullptr) {
+      for (int64_t i = row; i < smaller(end, next.rows); ++i) {
+        prefetch(next.to + i * next.stride);
+        prefetch(next.to + i * next.stride + 64);
+      }
+    }
+    if constexpr (add) {
+      for (int64_t i = row; i < end; ++i) {
+        prefetch(sums + kBlock + i * kPanel);
+        prefetch(sums + kBlock + i * kPanel + 16);
+      }
+    }
+    row = end;
+  }
+  _tile_stored(0, sums, kRow);
+  _tile_stored(1, sums + 16, kRow);
+  _tile_stored(2, sums + 16 * kPanel, kRow);
+  _tile_stored(3, sums + 16 * kPanel + 16, kRow);
+}
+
+template <Into into>
+void multiply_blocks(const Product& p, const Blocks& blocks, const Workspace& workspace,
+                     int64_t begin, int64_t end) {
+  constexpr int64_t kElement = into == Into::rounded ? sizeof(bf16) : sizeof(float);
+  const Table a = {p.a.data, p.a.stride, !p.a.transposed, p.m, p.k};
+  const Table b = {p.b.data, p.b.stride, p.b.transposed, p.n, p.k};
+  const int64_t stride = p.c_stride * kElement;
+  const bool streamed =
+      p.m * stride >= kStreamed && stride % 64 == 0 && reinterpret_cast<uintptr_t>(p.c) % 64 == 0;
+  const bool one_part = p.k <= blocks.k;  // of k: two blocks of sums in turn are enough
+  const Tiles tiles;
+  Finished waiting;
+  int64_t packed_a = -1;
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t first_m = block / blocks.along_n * blocks.m;
+    const int64_t first_n = block % blocks.along_n * blocks.n;
+    const int64_t rows = smaller(blocks.m, p.m - first_m);
+    const int64_t columns = smaller(blocks.n, p.n - first_n);
+    if (!one_part) write<into>(waiting);  // its sums are overwritten now
+    for (int64_t k = 0; k < p.k; k += blocks.k) {
+      const int64_t depth = smaller(blocks.k, p.k - k), steps = blocks_along(depth, 32);
+      if (!one_part || packed_a != first_m)
+        pack<Side::a>(a.from(first_m, k), rows, depth, workspace.a);
+      packed_a = first_m;
+      pack<Side::b>(b.from(first_n, k), columns, depth, workspace.b);
+      float* sums = workspace.c;
+      for (int64_t n = 0; n < columns; n += kPanel) {
+        const bf16* panel_b = workspace.b + n * steps * 32;
+        for (int64_t m = 0; m < rows; m += kPanel) {
+          if (one_part) sums = waiting.from == workspace.c ? workspace.c + kBlock : workspace.c;
+          Finished next;
+          if (k + depth == p.k) {
+            next = {
+                .from = sums,
+                .to = static_cast<char*>(p.c) + (first_m + m) * stride + (first_n + n) * kElement,
+                .stride = stride,
+                .rows = smaller(kPanel, rows - m),
+                .columns = first(columns - n),
+                .stream = streamed && columns - n >= kPanel};
+          }
+          const bf16* panel_a = workspace.a + m * steps * 32;
+          if (k == 0)
+            multiply_panels<into, false>(panel_a, panel_b, steps, sums, waiting, next);
+          else
+            multiply_panels<into, true>(panel_a, panel_b, steps, sums, waiting, next);
+          waiting = next;
+          sums += kBlock;
+        }
+      }
+    }
+  }
+  write<into>(waiting);
+  _mm_sfence();  // what was written past the caches is seen before what follows
+}
+
+}  // namespace
+
+Blocks blocks_of(const Product& p, int threads) {
+  const int64_t parts = blocks_along(p.k, kMostK);
+  Blocks blocks = {.m = 384, .n = 384, .k = up_to_multiple(blocks_along(p.k, parts), 32)};
+  // What of a, b and the sums fits the second cache.
+  if (parts == 1)
+    blocks.m = 512;
+  else if (p.n <= kMostK)
+    blocks.m = 256, blocks.n = kMostK;
+  blocks.m = smaller(blocks.m, up_to_multiple(p.m, kPanel));
+  blocks.n = smaller(blocks.n, up_to_multiple(p.n, kPanel));
+  const auto count = [&] {
+    blocks.along_m = blocks_along(p.m, blocks.m), blocks.along_n = blocks_along(p.n, blocks.n);
+    return blocks.count();
+  };
+  // Enough for all threads, and as many for each.
+  while (count() < threads && (blocks.m > kPanel || blocks.n > kPanel)) {
+    int64_t& longer = blocks.m > blocks.n ? blocks.m : blocks.n;
+    longer = up_to_multiple(longer / 2, kPanel);
+  }
+  if (blocks.count() % threads != 0 && blocks.count() < 4 * threads) {
+    if (p.m >= p.n)
+      blocks.along_m = up_to_multiple(blocks.along_m, threads);
+    else
+      blocks.along_n = up_to_multiple(blocks.along_n, threads);
+  }
+  blocks.m = up_to_multiple(blocks_along(p.m, blocks.along_m), kPanel);
+  blocks.n = up_to_multiple(blocks_along(p.n, blocks.along_n), kPanel);
+  count();
+  return blocks;
+}
+
+void multiply(const Product& product, const Blocks& blocks, const Workspace& workspace,
+              int64_t begin, int64_t end) {
+  switch (product.into) {
+    case Into::rounded:
+      return multiply_blocks<Into::rounded>(product, blocks, workspace, begin, end);
+    case Into::written:
+      return multiply_blocks<Into::written>(product, blocks, workspace, begin, end);
+    case Into::added:
+      return multiply_blocks<Into::added>(product, blocks, workspace, begin, end);
+  }
+}
+
+}  // namespace picotron::amx
