@@ -10,10 +10,13 @@
 
 #include <cstring>
 
+#include "core/memory.h"
 #include "kernels/adamw.h"
+#include "kernels/attention_amx.h"
 #include "kernels/attention_cpu.h"
 #include "kernels/attention_onednn.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/huge_pages.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
@@ -143,17 +146,21 @@ void norm_of_gradients(benchmark::State& state) {
 }
 
 // Attention of sequences of state.range(0) tokens, 9 heads on 3 of key/value, about kTokens in all:
-// our loops, or others: ATen's, and, for a bf16 backward, oneDNN's products.
+// our loops over vectors; others: ATen's, and, for a bf16 backward, oneDNN's products; or our loops
+// over AMX's tiles.
+enum By { vectors, others, tiles };
 struct Attended {
-  explicit Attended(const benchmark::State& state)
+  explicit Attended(benchmark::State& state)
       : rows(state.range(0)),
-        others(state.range(1) != 0),
-        dtype(state.range(2) != 0 ? at::kFloat : at::kBFloat16) {}
+        by(static_cast<By>(state.range(1))),
+        dtype(state.range(2) != 0 ? at::kFloat : at::kBFloat16) {
+    if (by == tiles && !attention_amx_computes(q)) state.SkipWithError("no AMX, or not bf16");
+  }
   at::Tensor heads(int64_t count) const {
     return at::randn({kTokens / rows, rows, count, kHeadDim}).to(dtype).transpose(1, 2);
   }
   int64_t rows;
-  bool others;
+  By by;
   at::ScalarType dtype;
   at::Tensor q = heads(9), k = heads(3), v = heads(3), dout = heads(9);
 };
@@ -161,7 +168,8 @@ struct Attended {
 constexpr double kScale = 0.125;
 
 AttentionOutput attention_of(const Attended& x, bool causal = true) {
-  if (!x.others) return attention_cpu(x.q, x.k, x.v, causal, kScale);
+  if (x.by == vectors) return attention_cpu(x.q, x.k, x.v, causal, kScale);
+  if (x.by == tiles) return attention_amx(x.q, x.k, x.v, causal, kScale);
   auto [out, lse] =
       at::_scaled_dot_product_flash_attention_for_cpu(x.q, x.k, x.v, 0, causal, {}, kScale);
   return {out.transpose(1, 2).contiguous().transpose(1, 2), lse};
@@ -187,8 +195,10 @@ void attention_backward_pass(benchmark::State& state) {
   const AttentionOutput saved = attention_of(x);
   const AttentionGradients into = {at::empty_like(x.q), at::empty_like(x.k), at::empty_like(x.v)};
   for (auto _ : state) {
-    if (!x.others)
+    if (x.by == vectors)
       attention_cpu_backward(into, x.dout, x.q, x.k, x.v, saved, true, kScale);
+    else if (x.by == tiles)
+      attention_amx_backward(into, x.dout, x.q, x.k, x.v, saved, true, kScale);
     else if (attention_onednn_computes(x.q))
       attention_onednn_backward(into, x.dout, x.q, x.k, x.v, saved, true, kScale);
     else
@@ -198,10 +208,10 @@ void attention_backward_pass(benchmark::State& state) {
 }
 
 BENCHMARK(copy)->UseRealTime();
-#define PICOTRON_ATTENTION(name)                                     \
-  BENCHMARK(name)                                                    \
-      ->ArgNames({"seq", "others", "fp32"})                          \
-      ->ArgsProduct({{32, 64, 128, 256, 512, 2048}, {0, 1}, {0, 1}}) \
+#define PICOTRON_ATTENTION(name)                                                       \
+  BENCHMARK(name)                                                                      \
+      ->ArgNames({"seq", "by", "fp32"})                                                \
+      ->ArgsProduct({{32, 64, 128, 256, 512, 2048}, {vectors, others, tiles}, {0, 1}}) \
       ->UseRealTime()
 PICOTRON_ATTENTION(attention_forward);
 PICOTRON_ATTENTION(attention_of_one_query);
@@ -220,4 +230,10 @@ PICOTRON_BENCHMARK(norm_of_gradients);
 }  // namespace
 }  // namespace picotron
 
-BENCHMARK_MAIN();
+// Memory as a training run has it.
+int main(int argc, char** argv) {
+  picotron::keep_freed_memory();
+  picotron::use_huge_pages();
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+}

@@ -6,11 +6,11 @@
 
 #include "core/error.h"
 #include "core/record.h"
+#include "kernels/attention_amx.h"
 #include "kernels/attention_cpu.h"
 #include "kernels/attention_cuda.h"
 #include "kernels/attention_heads.h"
 #include "kernels/attention_onednn.h"
-#include "kernels/matmul_onednn.h"
 
 namespace picotron {
 namespace {
@@ -32,21 +32,23 @@ void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   check(!causal || q.size(2) == k.size(2), "attention: a causal mask is square", at);
 }
 
+// Of fewer queries or keys tiles would be mostly zeros, and vectors do not round probabilities.
+bool fills_tiles(const at::Tensor& q, const at::Tensor& k) {
+  return q.size(2) >= 32 && k.size(2) >= 32 && attention_amx_computes(q);
+}
+
 // From so many keys on, oneDNN's bf16 products are quicker than loops over fp32.
 constexpr int64_t kProducts = 128;
 
 void cpu_backward(const AttentionGradients& into, const at::Tensor& dout, const at::Tensor& q,
                   const at::Tensor& k, const at::Tensor& v, const AttentionOutput& saved,
                   bool causal, double scale) {
-  if (k.size(2) >= kProducts && attention_onednn_computes(q))
+  if (fills_tiles(q, k))
+    attention_amx_backward(into, dout, q, k, v, saved, causal, scale);
+  else if (k.size(2) >= kProducts && attention_onednn_computes(q))
     attention_onednn_backward(into, dout, q, k, v, saved, causal, scale);
   else
     attention_cpu_backward(into, dout, q, k, v, saved, causal, scale);
-}
-
-// ATen's forward multiplies bf16 with AMX.
-bool aten_is_quicker(const at::Tensor& q, const at::Tensor& k) {
-  return k.size(2) >= kProducts && q.scalar_type() == at::kBFloat16 && onednn_has_amx();
 }
 
 }  // namespace
@@ -56,11 +58,8 @@ AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Te
   check_shapes(q, k, v, causal, at);
   const record::Scope scope(entry("attention", q, k, causal, 2), at);
   if (!q.is_cpu()) return attention_cuda(q, k, v, causal, scale);
-  if (!aten_is_quicker(q, k)) return attention_cpu(q, k, v, causal, scale);
-  auto [out, lse] =
-      at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, {}, scale);
-  // ATen gives it the layout of q.
-  return {out.transpose(1, 2).contiguous().transpose(1, 2), lse};
+  if (fills_tiles(q, k)) return attention_amx(q, k, v, causal, scale);
+  return attention_cpu(q, k, v, causal, scale);
 }
 
 AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& q,

@@ -6,9 +6,8 @@
 namespace picotron::amx {
 namespace {
 
-constexpr int64_t kBlock = kPanel * kPanel;  // sums of one panel of a with one of b
-constexpr int64_t kMostK = 576;              // 36 KB of b in the first cache
-constexpr int64_t kStreamed = 2 << 20;       // bytes of c from which on it passes by the caches
+constexpr int64_t kMostK = 576;         // 36 KB of b in the first cache
+constexpr int64_t kStreamed = 2 << 20;  // bytes of c from which on it passes by the caches
 
 constexpr int64_t blocks_along(int64_t size, int64_t block) {
   return (size + block - 1) / block;
@@ -32,11 +31,10 @@ inline void write_row(const Finished& block, int64_t row) {
   const auto right = static_cast<__mmask16>(block.columns >> 16);
   __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + 16);
   if constexpr (into == Into::rounded) {
-    const auto rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
     if (block.stream)
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), rounded);
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), rounded(low, high));
     else
-      _mm512_mask_storeu_epi16(to, block.columns, rounded);
+      _mm512_mask_storeu_epi16(to, block.columns, rounded(low, high));
     return;
   }
   auto* sums = reinterpret_cast<float*>(to);
@@ -64,55 +62,29 @@ inline void prefetch(const void* line) {
   _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0);
 }
 
-// sums = (or, with add, sums +=) a panel of a times a panel of b, `steps` times 32 of k. Meanwhile
-// `before` is written, what `next` will be added to is fetched, and so are the sums that follow.
+// As multiply_panels of tiles.h; meanwhile `before` is written, what `next` will be added to is
+// fetched, and so are the sums that follow.
 template <Into into, bool add>
-inline void multiply_panels(const bf16* a, const bf16* b, int64_t steps, float* sums,
-                            const Finished& before, const Finished& next) {
-  constexpr int64_t kRow = kPanel * int64_t{sizeof(float)};
-  if constexpr (add) {
-    _tile_stream_loadd(0, sums, kRow);
-    _tile_stream_loadd(1, sums + 16, kRow);
-    _tile_stream_loadd(2, sums + 16 * kPanel, kRow);
-    _tile_stream_loadd(3, sums + 16 * kPanel + 16, kRow);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+inline void multiply_and_write(const bf16* a, const bf16* b, int64_t steps, float* sums,
+                               const Finished& before, const Finished& next) {
   const int64_t rows_a_step = blocks_along(kPanel, steps);
-  int64_t row = 0;
-  for (int64_t step = 0; step < steps; ++step, a += 2 * kTile, b += 2 * kTile) {
-    _tile_stream_loadd(4, a, 64);
-    _tile_loadd(6, b, 64);
-    _tile_loadd(7, b + kTile, 64);
-    _tile_stream_loadd(5, a + kTile, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    const int64_t end = smaller(kPanel, row + rows_a_step);
+  multiply_panels<add>(a, b, steps, sums, [&](int64_t step) {
+    const int64_t begin = step * rows_a_step, end = smaller(kPanel, begin + rows_a_step);
     if (before.from != nullptr)
-      for (int64_t i = row; i < smaller(end, before.rows); ++i) write_row<into>(before, i);
+      for (int64_t i = begin; i < smaller(end, before.rows); ++i) write_row<into>(before, i);
     if (into == Into::added && next.from != nullptr) {
-      for (int64_t i = row; i < smaller(end, next.rows); ++i) {
+      for (int64_t i = begin; i < smaller(end, next.rows); ++i) {
         prefetch(next.to + i * next.stride);
         prefetch(next.to + i * next.stride + 64);
       }
     }
     if constexpr (add) {
-      for (int64_t i = row; i < end; ++i) {
-        prefetch(sums + kBlock + i * kPanel);
-        prefetch(sums + kBlock + i * kPanel + 16);
+      for (int64_t i = begin; i < end; ++i) {
+        prefetch(sums + kSums + i * kPanel);
+        prefetch(sums + kSums + i * kPanel + 16);
       }
     }
-    row = end;
-  }
-  _tile_stored(0, sums, kRow);
-  _tile_stored(1, sums + 16, kRow);
-  _tile_stored(2, sums + 16 * kPanel, kRow);
-  _tile_stored(3, sums + 16 * kPanel + 16, kRow);
+  });
 }
 
 template <Into into>
@@ -144,7 +116,7 @@ void multiply_blocks(const Product& p, const Blocks& blocks, const Workspace& wo
       for (int64_t n = 0; n < columns; n += kPanel) {
         const bf16* panel_b = workspace.b + n * steps * 32;
         for (int64_t m = 0; m < rows; m += kPanel) {
-          if (one_part) sums = waiting.from == workspace.c ? workspace.c + kBlock : workspace.c;
+          if (one_part) sums = waiting.from == workspace.c ? workspace.c + kSums : workspace.c;
           Finished next;
           if (k + depth == p.k) {
             next = {
@@ -157,11 +129,11 @@ void multiply_blocks(const Product& p, const Blocks& blocks, const Workspace& wo
           }
           const bf16* panel_a = workspace.a + m * steps * 32;
           if (k == 0)
-            multiply_panels<into, false>(panel_a, panel_b, steps, sums, waiting, next);
+            multiply_and_write<into, false>(panel_a, panel_b, steps, sums, waiting, next);
           else
-            multiply_panels<into, true>(panel_a, panel_b, steps, sums, waiting, next);
+            multiply_and_write<into, true>(panel_a, panel_b, steps, sums, waiting, next);
           waiting = next;
-          sums += kBlock;
+          sums += kSums;
         }
       }
     }

@@ -89,6 +89,16 @@ inline void transpose(__m512i* r) {
   }
 }
 
+// Element i of the one row beside element i of the other: those of the lanes 0 to 15, 16 to 31.
+inline void pair(__m512i even, __m512i odd, __m512i& low, __m512i& high) {
+  const __m512i counting =
+      _mm512_set_epi32(0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b, 0x002a000a,
+                       0x00290009, 0x00280008, 0x00270007, 0x00260006, 0x00250005, 0x00240004,
+                       0x00230003, 0x00220002, 0x00210001, 0x00200000);
+  low = _mm512_permutex2var_epi16(even, counting, odd);
+  high = _mm512_permutex2var_epi16(even, _mm512_add_epi16(counting, _mm512_set1_epi16(16)), odd);
+}
+
 // Of 32 elements the first `count`.
 inline __mmask32 first(int64_t count) {
   return count >= 32 ? ~__mmask32{0} : count <= 0 ? 0 : (__mmask32{1} << count) - 1;
@@ -156,6 +166,48 @@ inline void pack(const Table& from, int64_t lanes, int64_t depth, bf16* to) {
     for (int64_t k = 0; k < depth; k += 32)
       for (int64_t lane = 0; lane < lanes; lane += kPanel) tiles(lane, k);
   }
+}
+
+// Sums of a panel of a with one of b: 32 rows of 32 fp32.
+constexpr int64_t kSums = kPanel * kPanel;
+
+// sums = (or, with add, sums +=) a panel of a times a panel of b, `steps` times 32 of k;
+// meanwhile(step) is called in each. a comes past the first cache, which is left to b.
+template <bool add, class F>
+inline void multiply_panels(const bf16* a, const bf16* b, int64_t steps, float* sums, F meanwhile) {
+  constexpr int64_t kRow = kPanel * int64_t{sizeof(float)};
+  float *top = sums, *bottom = sums + 16 * kPanel;
+  if constexpr (add) {
+    _tile_stream_loadd(0, top, kRow);
+    _tile_stream_loadd(1, top + 16, kRow);
+    _tile_stream_loadd(2, bottom, kRow);
+    _tile_stream_loadd(3, bottom + 16, kRow);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < steps; ++step, a += 2 * kTile, b += 2 * kTile) {
+    _tile_stream_loadd(4, a, 64);
+    _tile_loadd(6, b, 64);
+    _tile_loadd(7, b + kTile, 64);
+    _tile_stream_loadd(5, a + kTile, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    meanwhile(step);
+  }
+  _tile_stored(0, top, kRow);
+  _tile_stored(1, top + 16, kRow);
+  _tile_stored(2, bottom, kRow);
+  _tile_stored(3, bottom + 16, kRow);
+}
+
+// 32 fp32 as bf16, to nearest even.
+inline __m512i rounded(__m512 low, __m512 high) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
 }  // namespace
