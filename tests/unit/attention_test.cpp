@@ -15,6 +15,7 @@
 
 #include "core/error.h"
 #include "gpu.h"
+#include "kernels/attention_amx.h"
 #include "kernels/attention_cpu.h"
 #include "kernels/attention_cuda.h"
 #include "kernels/attention_onednn.h"
@@ -50,7 +51,8 @@ const Case kCases[] = {
     {.batch = 3, .heads = 6, .key_value_heads = 3, .seq = 33, .key_seq = 33, .head_dim = 18},
     {.batch = 1, .heads = 2, .key_value_heads = 2, .seq = 129, .key_seq = 129, .head_dim = 64},
     {.batch = 1, .heads = 9, .key_value_heads = 3, .seq = 70, .key_seq = 70, .head_dim = 24},
-    // Several blocks of queries and of keys, the last ones short (attention_onednn.h).
+    // Several blocks of queries and of keys, the last ones short (attention_onednn.h, amx/attention.h).
+    {.batch = 1, .heads = 4, .key_value_heads = 2, .seq = 161, .key_seq = 161, .head_dim = 80},
     {.batch = 1, .heads = 3, .key_value_heads = 1, .seq = 700, .key_seq = 700},
     {.batch = 1, .heads = 2, .key_value_heads = 2, .seq = 300, .key_seq = 1100, .causal = false}};
 
@@ -194,21 +196,64 @@ TEST(AttentionCpu, MatchesItsDefinitionInEachInstructionSet) {
   }
 }
 
-TEST(AttentionCpu, HasTheSameBitsOnAnyNumberOfThreads) {
+template <class F, class B>
+void expect_same_bits_on_any_number_of_threads(at::ScalarType dtype, F forward, B backward) {
   const Case c = {.batch = 3, .heads = 6, .key_value_heads = 3, .seq = 70, .key_seq = 70};
-  const Inputs in = inputs_of(c, at::kFloat);
+  const Inputs in = inputs_of(c, dtype);
   const int threads = at::get_num_threads();
   std::vector<std::vector<at::Tensor>> runs;
   for (const int count : {1, 2, 5}) {
     at::set_num_threads(count);
-    const AttentionOutput out = attention_cpu(in.q, in.k, in.v, true, in.scale);
+    const AttentionOutput out = forward(in.q, in.k, in.v, true, in.scale);
     const AttentionGradients d = {at::empty_like(in.q), at::empty_like(in.k), at::empty_like(in.v)};
-    attention_cpu_backward(d, in.dout, in.q, in.k, in.v, out, true, in.scale);
+    backward(d, in.dout, in.q, in.k, in.v, out, true, in.scale);
     runs.push_back({out.out, out.lse, d.dq, d.dk, d.dv});
   }
   at::set_num_threads(threads);
   for (size_t i = 0; i < runs[0].size(); ++i)
     EXPECT_TRUE(at::equal(runs[0][i], runs[1][i]) && at::equal(runs[0][i], runs[2][i])) << i;
+}
+
+TEST(AttentionCpu, HasTheSameBitsOnAnyNumberOfThreads) {
+  const auto forward = [](const auto&... in) { return attention_cpu(in...); };
+  const auto backward = [](const auto&... in) { attention_cpu_backward(in...); };
+  expect_same_bits_on_any_number_of_threads(at::kFloat, forward, backward);
+}
+
+bool no_amx() {
+  return !attention_amx_computes(at::empty({0}, at::kBFloat16));
+}
+
+TEST(AttentionAmx, MatchesItsDefinition) {
+  if (no_amx()) GTEST_SKIP() << "not run: no AMX on this CPU";
+  const Backward backward = [](const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
+                               const at::Tensor& v, const AttentionOutput& saved, bool causal,
+                               double scale) {
+    const AttentionGradients into = {at::empty_like(q), at::empty_like(k), at::empty_like(v)};
+    attention_amx_backward(into, dout, q, k, v, saved, causal, scale);
+    return into;
+  };
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(name_of(c));
+    const Inputs in = c.seq == c.key_seq ? strided(c, at::kBFloat16) : inputs_of(c, at::kBFloat16);
+    expect_right({attention_amx, backward}, in, c.causal, tolerance(at::kBFloat16));
+  }
+}
+
+TEST(AttentionAmx, HasTheSameBitsOnAnyNumberOfThreads) {
+  if (no_amx()) GTEST_SKIP() << "not run: no AMX on this CPU";
+  expect_same_bits_on_any_number_of_threads(at::kBFloat16, attention_amx, attention_amx_backward);
+}
+
+// What is not a number is not hidden: neither by a mask nor as a probability too small to count.
+TEST(AttentionAmx, PassesOnWhatIsNotANumber) {
+  if (no_amx()) GTEST_SKIP() << "not run: no AMX on this CPU";
+  const Inputs in = inputs_of({.seq = 70, .key_seq = 70}, at::kBFloat16);
+  in.k[0][0][3].fill_(std::numeric_limits<double>::quiet_NaN());
+  const AttentionOutput got = attention_amx(in.q, in.k, in.v, true, in.scale);
+  EXPECT_TRUE(got.out[0][0].slice(0, 3).isnan().all().item<bool>());
+  EXPECT_TRUE(got.lse[0][0].slice(0, 3).isnan().all().item<bool>());
+  EXPECT_FALSE(got.out[0][0].slice(0, 0, 3).isnan().any().item<bool>());
 }
 
 // Written into views of a fused buffer, whose other elements stay as they are; each body also where
@@ -252,6 +297,11 @@ TEST(AttentionOneDnn, WritesItsGradientsIntoViews) {
     GTEST_SKIP() << "not run: no fast bf16 products on this CPU";
   }
   expect_right_in_views(attention_onednn_backward, at::kBFloat16);
+}
+
+TEST(AttentionAmx, WritesItsGradientsIntoViews) {
+  if (no_amx()) GTEST_SKIP() << "not run: no AMX on this CPU";
+  expect_right_in_views(attention_amx_backward, at::kBFloat16);
 }
 
 TEST(Attention, ViewsOfAFusedProductGiveTheSameBits) {
