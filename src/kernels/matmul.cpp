@@ -176,8 +176,8 @@ at::Tensor linear_input_gradient(const at::Tensor& dy, const at::Tensor& w, At a
 void linear_weight_gradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x,
                             bool accumulate, At at) {
   check(dy.size(0) == x.size(0) && dw.size(0) == dy.size(1) && dw.size(1) == x.size(1) &&
-            dw.is_contiguous(),
-        "weight gradient: dw [n, k], dy [m, n], x [m, k]", at);
+            dw.is_contiguous() && dy.scalar_type() == x.scalar_type(),
+        "weight gradient: dw [n, k], dy [m, n], x [m, k] of dy's dtype", at);
   const record::Scope scope(entry("linear_weight_gradient", dy.size(1), x.size(1), dy.size(0)), at);
   if (onednn_computes(dy)) {
     multiply(dw, dy.t(), x, accumulate);

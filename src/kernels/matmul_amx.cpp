@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "core/error.h"
 #include "kernels/amx/product.h"
 
 namespace picotron {
@@ -39,11 +40,16 @@ bool has_amx() {
 bool amx_computes(const at::Tensor& a, const at::Tensor& b) {
   constexpr int64_t kLeast = 32;  // a tile or two along each dim
   return a.is_cpu() && a.scalar_type() == at::kBFloat16 && a.size(0) >= kLeast &&
-         a.size(1) >= kLeast && b.size(1) >= kLeast && has_amx();
+         a.size(1) >= kLeast && b.size(1) >= kLeast && has_amx() &&
+         b.scalar_type() == at::kBFloat16;
 }
 
 void amx_product(const at::Tensor& c, const at::Tensor& a_view, const at::Tensor& b_view,
                  bool accumulate) {
+  check(a_view.scalar_type() == at::kBFloat16 && b_view.scalar_type() == at::kBFloat16 &&
+            c.stride(1) == 1 &&
+            (c.scalar_type() == at::kFloat || (c.scalar_type() == at::kBFloat16 && !accumulate)),
+        "a product by AMX: bf16 operands, into fp32, or into bf16 without a sum");
   const at::Tensor a = has_a_stride(a_view) ? a_view : a_view.contiguous();
   const at::Tensor b = has_a_stride(b_view) ? b_view : b_view.contiguous();
   const amx::Product product = {.m = c.size(0),
@@ -58,11 +64,11 @@ void amx_product(const at::Tensor& c, const at::Tensor& a_view, const at::Tensor
                                                                          : amx::Into::written};
   const amx::Blocks blocks =
       amx::blocks_of(product, at::in_parallel_region() ? 1 : at::get_num_threads());
-  at::parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, blocks.count, 1, [&](int64_t begin, int64_t end) {
     const auto bytes = [](int64_t count) { return at::empty({count}, at::kByte); };
     const at::Tensor a_tiles = bytes(2 * blocks.m * blocks.k);
     const at::Tensor b_tiles = bytes(2 * blocks.n * blocks.k);
-    const at::Tensor sums = bytes(4 * std::max<int64_t>(blocks.m * blocks.n, 2 * 32 * 32));
+    const at::Tensor sums = bytes(4 * std::max(blocks.m * blocks.n, amx::kLeastSums));
     amx::multiply(
         product, blocks,
         {static_cast<amx::bf16*>(a_tiles.data_ptr()), static_cast<amx::bf16*>(b_tiles.data_ptr()),

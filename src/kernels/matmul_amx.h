@@ -12,7 +12,8 @@ bool has_amx();
 // Whether amx_product computes c = a b: bf16 on a CPU that has AMX, and large enough to fill tiles.
 bool amx_computes(const at::Tensor& a, const at::Tensor& b);
 
-// As onednn_product. Rows may lie in wider ones.
+// c = a b, or c += a b. a [m, k] and b [k, n] in bf16, any strides; c [m, n] with contiguous rows,
+// fp32, or bf16 and not accumulated. BrokenInvariant otherwise.
 void amx_product(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool accumulate);
 
 }  // namespace picotron

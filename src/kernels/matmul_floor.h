@@ -1,8 +1,9 @@
 // The product floor: how long a step's matrix products take when each is run alone, at its shape,
 // in the fastest form that the libraries on this machine offer. No step that makes these products
-// can be quicker, so floor / step time says what the rest of a step costs.
+// by a library can be quicker, so floor / step time says what the rest of a step costs. Our own
+// products for AMX (amx/product.h) are quicker than the libraries', and not part of the floor.
 //
-//     forward, input gradient   oneDNN as kernels/matmul calls it; with the weight laid out
+//     forward, input gradient   oneDNN as kernels/matmul calls it, or would without AMX; with the weight laid out
 //                               beforehand as oneDNN likes it best; ATen (at::linear, at::mm)
 //     weight gradient           oneDNN, adding into fp32 by itself; ATen's product, then a sum
 //

@@ -143,6 +143,12 @@ def test_onednn_is_of_matmul():
     assert not found, "\n".join(found)
 
 
+def test_tiles_are_of_products_and_attention():
+    found = include_breaches(r"kernels/amx/", lambda n: n.startswith(("kernels/amx/", "kernels/matmul", "kernels/attention")),
+                             "AMX's tiles are used in src/kernels/matmul* and attention* alone")
+    assert not found, "\n".join(found)
+
+
 def test_rooms_without_tensors():
     found = include_breaches(r"^(ATen|c10|torch)/",
                              lambda n: room_of(n) not in LIBTORCH_FREE,

@@ -51,7 +51,7 @@ const Case kCases[] = {
     {.batch = 3, .heads = 6, .key_value_heads = 3, .seq = 33, .key_seq = 33, .head_dim = 18},
     {.batch = 1, .heads = 2, .key_value_heads = 2, .seq = 129, .key_seq = 129, .head_dim = 64},
     {.batch = 1, .heads = 9, .key_value_heads = 3, .seq = 70, .key_seq = 70, .head_dim = 24},
-    // Several blocks of queries and of keys, the last ones short (attention_onednn.h, amx/attention.h).
+    // Several blocks of queries and of keys, the last ones short.
     {.batch = 1, .heads = 4, .key_value_heads = 2, .seq = 161, .key_seq = 161, .head_dim = 80},
     {.batch = 1, .heads = 3, .key_value_heads = 1, .seq = 700, .key_seq = 700},
     {.batch = 1, .heads = 2, .key_value_heads = 2, .seq = 300, .key_seq = 1100, .causal = false}};
@@ -198,7 +198,7 @@ TEST(AttentionCpu, MatchesItsDefinitionInEachInstructionSet) {
 
 template <class F, class B>
 void expect_same_bits_on_any_number_of_threads(at::ScalarType dtype, F forward, B backward) {
-  const Case c = {.batch = 3, .heads = 6, .key_value_heads = 3, .seq = 70, .key_seq = 70};
+  const Case c = {.batch = 3, .heads = 6, .key_value_heads = 3, .seq = 170, .key_seq = 170};
   const Inputs in = inputs_of(c, dtype);
   const int threads = at::get_num_threads();
   std::vector<std::vector<at::Tensor>> runs;
@@ -237,6 +237,10 @@ TEST(AttentionAmx, MatchesItsDefinition) {
     SCOPED_TRACE(name_of(c));
     const Inputs in = c.seq == c.key_seq ? strided(c, at::kBFloat16) : inputs_of(c, at::kBFloat16);
     expect_right({attention_amx, backward}, in, c.causal, tolerance(at::kBFloat16));
+    // Sums of probabilities that nothing has rounded.
+    EXPECT_LT(
+        distance(attention_amx(in.q, in.k, in.v, c.causal, in.scale).lse, judge(in, c.causal).lse),
+        1e-5);
   }
 }
 
@@ -248,11 +252,16 @@ TEST(AttentionAmx, HasTheSameBitsOnAnyNumberOfThreads) {
 // What is not a number is not hidden: neither by a mask nor as a probability too small to count.
 TEST(AttentionAmx, PassesOnWhatIsNotANumber) {
   if (no_amx()) GTEST_SKIP() << "not run: no AMX on this CPU";
-  const Inputs in = inputs_of({.seq = 70, .key_seq = 70}, at::kBFloat16);
+  const Inputs in = inputs_of({.seq = 300, .key_seq = 300}, at::kBFloat16);
   in.k[0][0][3].fill_(std::numeric_limits<double>::quiet_NaN());
   const AttentionOutput got = attention_amx(in.q, in.k, in.v, true, in.scale);
-  EXPECT_TRUE(got.out[0][0].slice(0, 3).isnan().all().item<bool>());
-  EXPECT_TRUE(got.lse[0][0].slice(0, 3).isnan().all().item<bool>());
+  const AttentionGradients into = {at::empty_like(in.q), at::empty_like(in.k),
+                                   at::empty_like(in.v)};
+  attention_amx_backward(into, in.dout, in.q, in.k, in.v, got, true, in.scale);
+  for (const at::Tensor& x : {got.out, got.lse.unsqueeze(3), into.dq}) {
+    EXPECT_TRUE(x[0][0].slice(0, 3).isnan().all().item<bool>());
+    EXPECT_FALSE(x.slice(1, 1).isnan().any().item<bool>());
+  }
   EXPECT_FALSE(got.out[0][0].slice(0, 0, 3).isnan().any().item<bool>());
 }
 
@@ -360,10 +369,15 @@ void expect_halves_make_the_whole(const Bodies& bodies, const Inputs& in, double
 }
 
 TEST(Attention, TakesTheSoftmaxOfALargerWhole) {
-  const Case c = {.key_value_heads = 2, .seq = 11, .key_seq = 17, .head_dim = 16, .causal = false};
+  const Case small = {
+      .key_value_heads = 2, .seq = 11, .key_seq = 17, .head_dim = 16, .causal = false};
+  const Case large = {
+      .key_value_heads = 2, .seq = 70, .key_seq = 310, .head_dim = 16, .causal = false};
   for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
-    SCOPED_TRACE(at::toString(dtype));
-    expect_halves_make_the_whole(kDispatched, inputs_of(c, dtype), tolerance(dtype));
+    for (const Case& c : {small, large}) {
+      SCOPED_TRACE(name_of(c) + " " + at::toString(dtype));
+      expect_halves_make_the_whole(kDispatched, inputs_of(c, dtype), tolerance(dtype));
+    }
   }
 }
 

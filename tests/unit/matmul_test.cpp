@@ -9,7 +9,9 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <vector>
@@ -17,6 +19,7 @@
 #include "core/error.h"
 #include "core/record.h"
 #include "gpu.h"
+#include "kernels/matmul_amx.h"
 
 namespace picotron {
 namespace {
@@ -61,6 +64,13 @@ at::Tensor as_part(const at::Tensor& x) {
 // A matrix whose columns are contiguous.
 at::Tensor as_transpose(const at::Tensor& x) {
   return x.t().contiguous().t();
+}
+
+// One in which neither rows nor columns are.
+at::Tensor with_gaps(const at::Tensor& x) {
+  const at::Tensor wide = at::zeros({x.size(0), x.size(1), 2}, x.options());
+  wide.select(2, 0).copy_(x);
+  return wide.select(2, 0);
 }
 
 void expect_all_products(const Shape& s, const at::TensorOptions& options,
@@ -111,9 +121,7 @@ TEST(Matmul, MatchesFloat64OnOlderCpus) {
   const std::string program = std::filesystem::read_symlink("/proc/self/exe");
   for (const char* isa : {"AVX512_CORE_BF16", "AVX512_CORE", "AVX2"}) {
     const std::string command = fmt::format(
-        "DNNL_MAX_CPU_ISA={} '{}' --gtest_filter=Matmul.MatchesFloat64:Matmul.IsExactOnIntegers "
-        "> /dev/null",
-        isa, program);
+        "DNNL_MAX_CPU_ISA={} '{}' --gtest_filter=Matmul.MatchesFloat64 > /dev/null", isa, program);
     EXPECT_EQ(std::system(command.c_str()), 0) << command;
   }
 }
@@ -124,20 +132,23 @@ at::Tensor integers(int64_t rows, int64_t columns, uint64_t seed) {
 
 // Sums of small integers are exact in fp32, so that one term too few or twice is seen. The shapes
 // are cut into several blocks along each dim, or into one; end in the middle of a tile, or with it;
-// and are written past the caches (kernels/amx/product.h), or not.
-TEST(Matmul, IsExactOnIntegers) {
+// and are written past the caches (kernels/amx/product.h: from 2 MB on, rows of whole lines), or
+// not, in bf16 and in fp32, the last columns a whole panel or half of one.
+TEST(Matmul, IsExactOnIntegersOnAnyNumberOfThreads) {
   const int before = at::get_num_threads();
   const auto wide = [](const at::Tensor& x) { return x.to(at::kDouble); };
   for (const Shape& s : {Shape{1050, 1400, 1250}, Shape{1024, 1536, 64}, Shape{33, 2000, 32},
-                         Shape{96, 40, 3000}, Shape{2048, 576, 576}}) {
+                         Shape{96, 40, 3000}, Shape{2048, 576, 576}, Shape{1040, 1050, 1040},
+                         Shape{64, 1050, 1040}, Shape{1050, 1040, 64}, Shape{32, 32, 32}}) {
     SCOPED_TRACE(name_of(s, at::kBFloat16));
     for (const auto& view : std::vector<std::function<at::Tensor(const at::Tensor&)>>{
-             [](const at::Tensor& x) { return x; }, as_part, as_transpose}) {
+             [](const at::Tensor& x) { return x; }, as_part, as_transpose,
+             [](const at::Tensor& x) { return as_part(x.t()).t(); }, with_gaps}) {
       const at::Tensor x = view(integers(s.m, s.k, 1)), w = view(integers(s.n, s.k, 2));
       const at::Tensor dy = view(integers(s.m, s.n, 3));
       const at::Tensor y = at::mm(wide(x), wide(w).t()), dx = at::mm(wide(dy), wide(w));
       const at::Tensor dw = at::mm(wide(dy).t(), wide(x));
-      for (const int threads : {1, 2, 3}) {
+      for (const int threads : {1, 3, 40}) {
         at::set_num_threads(threads);
         EXPECT_TRUE(at::equal(linear_forward(x, w), y.to(at::kBFloat16)));
         EXPECT_TRUE(at::equal(linear_input_gradient(dy, w), dx.to(at::kBFloat16)));
@@ -149,6 +160,22 @@ TEST(Matmul, IsExactOnIntegers) {
     }
   }
   at::set_num_threads(before);
+}
+
+// An AMX that nobody uses would be seen in no result.
+TEST(Matmul, UsesAmxWhereTheCpuHasIt) {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  const std::string flags((std::istreambuf_iterator<char>(cpuinfo)), {});
+  const auto has = [&](const char* flag) { return flags.find(flag) != std::string::npos; };
+  EXPECT_EQ(has_amx(), has(" amx_bf16") && has(" amx_tile"));
+  const auto matrix = [](int64_t rows, int64_t columns, at::ScalarType dtype) {
+    return at::empty({rows, columns}, at::TensorOptions(dtype));
+  };
+  const at::Tensor a = matrix(64, 64, at::kBFloat16);
+  EXPECT_EQ(amx_computes(a, a), has_amx());
+  EXPECT_FALSE(amx_computes(a, matrix(64, 31, at::kBFloat16)));
+  EXPECT_FALSE(amx_computes(a, matrix(64, 64, at::kFloat)));
+  EXPECT_FALSE(amx_computes(matrix(64, 64, at::kFloat), a));
 }
 
 // bf16 gradients are summed in fp32: a bf16 sum of a thousand equal terms stops growing at 256.
@@ -196,6 +223,12 @@ TEST(Matmul, RefusesShapesThatDoNotFit) {
   EXPECT_THROW(linear_weight_gradient(at::zeros({4, 4}), at::zeros({3, 5}), x), BrokenInvariant);
   EXPECT_THROW(linear_weight_gradient(at::zeros({4, 5}).t(), at::zeros({3, 5}), x),
                BrokenInvariant);
+  const at::Tensor bf16 = at::zeros({64, 64}, at::TensorOptions(at::kBFloat16));
+  EXPECT_THROW(linear_weight_gradient(at::zeros({64, 64}), bf16, at::zeros({64, 64})),
+               BrokenInvariant);
+  if (has_amx()) {
+    EXPECT_THROW(linear_weight_gradient(bf16, bf16, bf16), BrokenInvariant);
+  }
 }
 
 TEST(Matmul, LeavesItsOperationsInTheRecord) {

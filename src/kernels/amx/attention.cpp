@@ -89,7 +89,8 @@ inline void write_transposed(const float* sums, const Queries& factor, int64_t q
   }
 }
 
-// e^x, and 0 where that is no normal number: those cost a hundred cycles each (an unseen key's is e^-∞).
+// e^x, and 0 where that is no normal number, as for an unseen key's −∞: to add one of those takes a
+// hundred cycles.
 inline __m512 probability(__m512 x) {
   const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87), _CMP_NLT_UQ);
   return _mm512_maskz_mov_ps(normal, exponential(x));
@@ -107,8 +108,8 @@ struct ForwardBuffers {
   float *scores, *out;
 };
 
-// pᵀ of `panels` panels of keys from `key` on, in tiles of a second operand; the queries' maxima and
-// sums go on. Returns what earlier sums are to be multiplied by.
+// pᵀ of `panels` panels of keys from `key` on, in tiles of a second operand; the queries' maxima
+// and sums go on. Returns what earlier sums are to be multiplied by.
 Queries softmax(const AttentionShape& s, int64_t key, int64_t first_query, int64_t panels,
                 float* scores, bf16* p, Queries& most, Queries& sum) {
   const __m512 scale = _mm512_set1_ps(s.scale), none = _mm512_set1_ps(-__builtin_inff());

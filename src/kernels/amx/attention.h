@@ -1,7 +1,7 @@
 // Attention of one key/value head of a sequence, and of the query heads that read it, on a CPU with
-// AMX (Dao et al. 2022; formulas: kernels/attention.h). Everything is computed transposed, so that a
-// query is a column: its maximum, its sum, its lse and delta lie in vectors of 16 queries, and
-// nothing is summed across one.
+// AMX (Dao et al. 2022; formulas: kernels/attention.h). Everything is computed transposed, so that
+// a query is a column: its maximum, its sum, its lse and delta lie in vectors of 16 queries, and
+// no softmax is summed across one.
 //
 //     forward, for 32 queries                        backward, for 128 queries
 //       for 128 keys                                   for 128 keys
@@ -11,7 +11,7 @@
 //                                                        dv += pᵀ dout      dk += dsᵀ q
 //                                                        dqᵀ += kᵀ dsᵀ
 //
-// pᵀ and dsᵀ are made in the layout in which the next product reads them (tiles.h). Of blocks under
+// pᵀ and dsᵀ are made in the layout in which the next product reads them (tiles.h). Of blocks on
 // the causal diagonal, what lies above it in panels of 32 is not computed.
 #pragma once
 #include <cstdint>

@@ -98,6 +98,7 @@ void multiply_blocks(const Product& p, const Blocks& blocks, const Workspace& wo
       p.m * stride >= kStreamed && stride % 64 == 0 && reinterpret_cast<uintptr_t>(p.c) % 64 == 0;
   const bool one_part = p.k <= blocks.k;  // of k: two blocks of sums in turn are enough
   const Tiles tiles;
+  int64_t turn = 0;
   Finished waiting;
   int64_t packed_a = -1;
   for (int64_t block = begin; block < end; ++block) {
@@ -116,7 +117,7 @@ void multiply_blocks(const Product& p, const Blocks& blocks, const Workspace& wo
       for (int64_t n = 0; n < columns; n += kPanel) {
         const bf16* panel_b = workspace.b + n * steps * 32;
         for (int64_t m = 0; m < rows; m += kPanel) {
-          if (one_part) sums = waiting.from == workspace.c ? workspace.c + kSums : workspace.c;
+          if (one_part) sums = workspace.c + (turn ^= 1) * kSums;
           Finished next;
           if (k + depth == p.k) {
             next = {
@@ -154,24 +155,30 @@ Blocks blocks_of(const Product& p, int threads) {
     blocks.m = 256, blocks.n = kMostK;
   blocks.m = smaller(blocks.m, up_to_multiple(p.m, kPanel));
   blocks.n = smaller(blocks.n, up_to_multiple(p.n, kPanel));
-  const auto count = [&] {
-    blocks.along_m = blocks_along(p.m, blocks.m), blocks.along_n = blocks_along(p.n, blocks.n);
-    return blocks.count();
+  // Enough for all threads, down to a size at which laying out costs as much as multiplying; and,
+  // where one more cut along a dim or two does it, as many for each.
+  constexpr int64_t kLeast = 128;
+  const auto cut = [&](int64_t along_m, int64_t along_n) {
+    Blocks cuts = blocks;
+    cuts.m = up_to_multiple(blocks_along(p.m, along_m), kPanel);
+    cuts.n = up_to_multiple(blocks_along(p.n, along_n), kPanel);
+    cuts.along_m = blocks_along(p.m, cuts.m), cuts.along_n = blocks_along(p.n, cuts.n);
+    cuts.count = cuts.along_m * cuts.along_n;
+    return cuts;
   };
-  // Enough for all threads, and as many for each.
-  while (count() < threads && (blocks.m > kPanel || blocks.n > kPanel)) {
-    int64_t& longer = blocks.m > blocks.n ? blocks.m : blocks.n;
-    longer = up_to_multiple(longer / 2, kPanel);
+  blocks = cut(blocks_along(p.m, blocks.m), blocks_along(p.n, blocks.n));
+  while (blocks.count < threads && (blocks.m > kLeast || blocks.n > kLeast)) {
+    blocks = blocks.m > blocks.n ? cut(2 * blocks.along_m, blocks.along_n)
+                                 : cut(blocks.along_m, 2 * blocks.along_n);
   }
-  if (blocks.count() % threads != 0 && blocks.count() < 4 * threads) {
-    if (p.m >= p.n)
-      blocks.along_m = up_to_multiple(blocks.along_m, threads);
-    else
-      blocks.along_n = up_to_multiple(blocks.along_n, threads);
+  const bool uneven = blocks.count % threads != 0 && blocks.count < 4 * threads;
+  for (int64_t more = 1; uneven && more <= 2; ++more) {
+    const Blocks others[] = {cut(blocks.along_m + more, blocks.along_n),
+                             cut(blocks.along_m, blocks.along_n + more)};
+    for (const Blocks& other : others) {
+      if (other.count % threads == 0 && (other.m >= kLeast || other.n >= kLeast)) return other;
+    }
   }
-  blocks.m = up_to_multiple(blocks_along(p.m, blocks.along_m), kPanel);
-  blocks.n = up_to_multiple(blocks_along(p.n, blocks.along_n), kPanel);
-  count();
   return blocks;
 }
 

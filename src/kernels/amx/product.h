@@ -45,16 +45,18 @@ struct Product {
 // How a product is cut. The blocks of c are numbered from 0 to count() - 1.
 struct Blocks {
   int64_t m, n, k;  // sizes, multiples of 32
-  int64_t along_m, along_n;
-  int64_t count() const { return along_m * along_n; }
+  int64_t along_m, along_n, count;
 };
 Blocks blocks_of(const Product& product, int threads);
+
+// Two times 32 x 32: of a sum over few k the one is written while the next is made.
+inline constexpr int64_t kLeastSums = 2 * 32 * 32;
 
 // Of one thread, aligned to 64 bytes.
 struct Workspace {
   bf16* a;   // blocks.m · blocks.k
   bf16* b;   // blocks.n · blocks.k
-  float* c;  // blocks.m · blocks.n
+  float* c;  // blocks.m · blocks.n, at least kLeastSums
 };
 
 // Computes the blocks begin to end - 1 of c on the calling thread.
