@@ -6,8 +6,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-
 #include "core/error.h"
 #include "kernels/amx/product.h"
 
@@ -68,7 +66,7 @@ void amx_product(const at::Tensor& c, const at::Tensor& a_view, const at::Tensor
     const auto bytes = [](int64_t count) { return at::empty({count}, at::kByte); };
     const at::Tensor a_tiles = bytes(2 * blocks.m * blocks.k);
     const at::Tensor b_tiles = bytes(2 * blocks.n * blocks.k);
-    const at::Tensor sums = bytes(4 * std::max(blocks.m * blocks.n, amx::kLeastSums));
+    const at::Tensor sums = bytes(4 * blocks.m * blocks.n);
     amx::multiply(
         product, blocks,
         {static_cast<amx::bf16*>(a_tiles.data_ptr()), static_cast<amx::bf16*>(b_tiles.data_ptr()),

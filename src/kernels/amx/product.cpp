@@ -62,8 +62,8 @@ inline void prefetch(const void* line) {
   _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0);
 }
 
-// As multiply_panels of tiles.h; meanwhile `before` is written, what `next` will be added to is
-// fetched, and so are the sums that follow.
+// As multiply_panels of tiles.h; meanwhile `before` is written, all of it before `sums`, which may
+// be its own; what `next` will be added to is fetched, and so are the sums that follow.
 template <Into into, bool add>
 inline void multiply_and_write(const bf16* a, const bf16* b, int64_t steps, float* sums,
                                const Finished& before, const Finished& next) {
@@ -96,9 +96,8 @@ void multiply_blocks(const Product& p, const Blocks& blocks, const Workspace& wo
   const int64_t stride = p.c_stride * kElement;
   const bool streamed =
       p.m * stride >= kStreamed && stride % 64 == 0 && reinterpret_cast<uintptr_t>(p.c) % 64 == 0;
-  const bool one_part = p.k <= blocks.k;  // of k: two blocks of sums in turn are enough
+  const bool one_part = p.k <= blocks.k;  // of k: no sums to keep
   const Tiles tiles;
-  int64_t turn = 0;
   Finished waiting;
   int64_t packed_a = -1;
   for (int64_t block = begin; block < end; ++block) {
@@ -106,7 +105,6 @@ void multiply_blocks(const Product& p, const Blocks& blocks, const Workspace& wo
     const int64_t first_n = block % blocks.along_n * blocks.n;
     const int64_t rows = smaller(blocks.m, p.m - first_m);
     const int64_t columns = smaller(blocks.n, p.n - first_n);
-    if (!one_part) write<into>(waiting);  // its sums are overwritten now
     for (int64_t k = 0; k < p.k; k += blocks.k) {
       const int64_t depth = smaller(blocks.k, p.k - k), steps = blocks_along(depth, 32);
       if (!one_part || packed_a != first_m)
@@ -117,7 +115,6 @@ void multiply_blocks(const Product& p, const Blocks& blocks, const Workspace& wo
       for (int64_t n = 0; n < columns; n += kPanel) {
         const bf16* panel_b = workspace.b + n * steps * 32;
         for (int64_t m = 0; m < rows; m += kPanel) {
-          if (one_part) sums = workspace.c + (turn ^= 1) * kSums;
           Finished next;
           if (k + depth == p.k) {
             next = {
@@ -134,7 +131,7 @@ void multiply_blocks(const Product& p, const Blocks& blocks, const Workspace& wo
           else
             multiply_and_write<into, true>(panel_a, panel_b, steps, sums, waiting, next);
           waiting = next;
-          sums += kSums;
+          if (!one_part) sums += kSums;
         }
       }
     }

@@ -14,7 +14,8 @@
 //   what it is added to is fetched meanwhile: a few rows a step. A burst of stores would keep the
 //   loads waiting.
 // - A large c is written past the caches (non-temporal stores): a step's activations and gradients
-//   are far larger than they are, and an ordinary store reads the line first.
+//   are far larger than they are. An ordinary store reads the line first, and leaves a line behind
+//   that must be written before its place can be used.
 //
 // A sum over k runs in one order whatever the number of threads: the same bits.
 // Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008.
@@ -49,14 +50,11 @@ struct Blocks {
 };
 Blocks blocks_of(const Product& product, int threads);
 
-// Two times 32 x 32: of a sum over few k the one is written while the next is made.
-inline constexpr int64_t kLeastSums = 2 * 32 * 32;
-
 // Of one thread, aligned to 64 bytes.
 struct Workspace {
   bf16* a;   // blocks.m · blocks.k
   bf16* b;   // blocks.n · blocks.k
-  float* c;  // blocks.m · blocks.n, at least kLeastSums
+  float* c;  // blocks.m · blocks.n
 };
 
 // Computes the blocks begin to end - 1 of c on the calling thread.
