@@ -51,6 +51,11 @@ void cpu_backward(const AttentionGradients& into, const at::Tensor& dout, const 
     attention_cpu_backward(into, dout, q, k, v, saved, causal, scale);
 }
 
+// With AMX, for the few queries of text that is being generated: ATen shares their heads out.
+bool aten_is_quicker(const at::Tensor& q, const at::Tensor& k) {
+  return k.size(2) >= kProducts && attention_amx_computes(q);
+}
+
 }  // namespace
 
 AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -59,7 +64,11 @@ AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Te
   const record::Scope scope(entry("attention", q, k, causal, 2), at);
   if (!q.is_cpu()) return attention_cuda(q, k, v, causal, scale);
   if (fills_tiles(q, k)) return attention_amx(q, k, v, causal, scale);
-  return attention_cpu(q, k, v, causal, scale);
+  if (!aten_is_quicker(q, k)) return attention_cpu(q, k, v, causal, scale);
+  auto [out, lse] =
+      at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, {}, scale);
+  // ATen gives it the layout of q.
+  return {out.transpose(1, 2).contiguous().transpose(1, 2), lse};
 }
 
 AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& q,

@@ -8,8 +8,9 @@
 //
 // On a CPU oneDNN computes bf16 and fp32: its product adds into an fp32 buffer by itself, which
 // ATen's cannot express (there: a temporary and one more pass over memory). Where the CPU has AMX,
-// bf16 is ours, but for the smallest (amx/product.h). float64, which oneDNN lacks, and GPUs go through ATen. Each product
-// leaves an entry with its floating point operations in the record (core/record.h).
+// bf16 is ours, but for the smallest (amx/product.h). float64, which oneDNN lacks, and GPUs go
+// through ATen. Each product leaves an entry with its floating point operations in the record
+// (core/record.h).
 #pragma once
 #include <ATen/core/Tensor.h>
 

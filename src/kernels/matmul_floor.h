@@ -3,8 +3,9 @@
 // by a library can be quicker, so floor / step time says what the rest of a step costs. Our own
 // products for AMX (amx/product.h) are quicker than the libraries', and not part of the floor.
 //
-//     forward, input gradient   oneDNN as kernels/matmul calls it, or would without AMX; with the weight laid out
-//                               beforehand as oneDNN likes it best; ATen (at::linear, at::mm)
+//     forward, input gradient   oneDNN as kernels/matmul calls it, or would without AMX; with the
+//                               weight laid out beforehand as oneDNN likes it best; ATen
+//                               (at::linear, at::mm)
 //     weight gradient           oneDNN, adding into fp32 by itself; ATen's product, then a sum
 //
 // Read next: matmul.h, train/step_bench.h.
