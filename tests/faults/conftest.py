@@ -42,7 +42,7 @@ class Ended:
 
 
 class Running:
-    def __init__(self, arguments, cwd, environment=None, limit=None, program=BINARY, stderr=None):
+    def __init__(self, arguments, cwd, environment=None, limit=None, program=BINARY, stdout=None, stderr=None):
         keep = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
         self.began = time.monotonic()
 
@@ -51,13 +51,14 @@ class Running:
             if limit:
                 limit()
 
-        self.stderr = tempfile.TemporaryFile("w+")  # a file, to be read while the program runs
+        # Files, which a program may fill while nobody reads: of a pipe that is full it would wait for a reader.
+        self.stdout, self.stderr = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [program, *map(str, arguments)],
             cwd=cwd,
             env=keep | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (environment or {}),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout or self.stdout,
             stderr=stderr or self.stderr,
             text=True,
             start_new_session=True,
@@ -72,13 +73,16 @@ class Running:
         return os.pread(self.stderr.fileno(), 1 << 20, 0).decode()
 
     def end(self, within):
+        until = time.monotonic() + within
         try:
-            out, _ = self.process.communicate(timeout=within)
+            self.process.wait(timeout=within)
         except subprocess.TimeoutExpired:
             self.kill()
             pytest.fail(f"no end within {within} s; stderr: {self.said()[-2000:]}")
-        ended = Ended(self.process.returncode, out, self.said(), time.monotonic() - self.began)
-        left = process_group(self.process.pid)
+        while (left := process_group(self.process.pid)) and time.monotonic() < until:  # of a launcher that was killed
+            time.sleep(0.01)
+        self.stdout.seek(0)
+        ended = Ended(self.process.returncode, self.stdout.read(), self.said(), time.monotonic() - self.began)
         self.kill()
         assert not left, f"processes left: {left}"
         return ended

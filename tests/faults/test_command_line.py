@@ -181,7 +181,7 @@ def long_run(start, tmp_path, tiny):
         metrics = tmp_path / "out" / "metrics.jsonl"
         until = time.monotonic() + 60
         while not (metrics.exists() and metrics.read_text().count("\n") >= steps):
-            assert running.process.poll() is None and time.monotonic() < until, running.process.communicate()
+            assert running.process.poll() is None and time.monotonic() < until, running.said()
             time.sleep(0.05)
         return running
 

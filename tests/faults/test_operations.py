@@ -250,7 +250,7 @@ def test_a_request_while_waiting_for_the_other_ranks_finds_nothing_to_save(start
 def test_a_reader_of_the_output_that_leaves_does_not_end_the_run(start, tmp_path, tiny, flags):
     """As in `picotron train | head -1`: a pipe that nobody reads is no reason to lose a run."""
     (tmp_path / "config.json").write_text(json.dumps(tiny(training={"total_train_steps": 30})))
-    running = start(["train", "--config", "config.json", *flags])
+    running = start(["train", "--config", "config.json", *flags], stdout=subprocess.PIPE)
     running.process.stdout.readline()
     running.process.stdout.close()
     assert running.process.wait(timeout=30) == 0, running.said()
@@ -262,7 +262,7 @@ def test_a_reader_of_the_output_that_leaves_does_not_end_the_run(start, tmp_path
 def test_a_run_that_nobody_listens_to_still_saves(start, tmp_path, tiny, flags):
     """As in `picotron train 2>&1 | head -1`: what is said to stderr then is lost, and nothing else."""
     (tmp_path / "config.json").write_text(json.dumps(tiny(training={"total_train_steps": 1_000_000})))
-    running = start(["train", "--config", "config.json", *flags], stderr=subprocess.PIPE)
+    running = start(["train", "--config", "config.json", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     running.process.stdout.readline()
     running.process.stdout.close()
     running.process.stderr.close()
